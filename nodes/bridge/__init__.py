@@ -1,0 +1,1 @@
+"""The only code that imports ComfyUI: its models, patchers, folders, previews and options enter the pack here."""

@@ -1,0 +1,1 @@
+"""Modules outside the base transformer, one file each: VACE, S2V, Animate, camera, control."""

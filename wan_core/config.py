@@ -1,0 +1,61 @@
+"""Sizes of the Wan transformers, read from a checkpoint's tensors.
+
+Source: Wan-Video/Wan2.2 wan/configs and wan/modules/model.py at 42bf4cf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+HEAD_DIM = 128  # every published Wan checkpoint; the head count cannot be read from the tensors
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of one transformer; the defaults are what every published checkpoint has."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    in_dim: int = 16
+    out_dim: int = 16
+    text_dim: int = 4096
+    text_len: int = 512
+    freq_dim: int = 256
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(f"width {self.dim} does not split into {self.num_heads} heads of even size")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, Sequence[int]]) -> TransformerConfig:
+        """Reads the sizes from {official parameter name: shape}.
+
+        Only first axes of linear weights and biases are used where packed 4-bit weights halve the second one.
+
+        Raises:
+            KeyError: the tensors are not a Wan transformer's.
+        """
+        dim = shapes["head.modulation"][-1]
+        layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+        volume = shapes["patch_embedding.weight"][2:]
+        return cls(
+            dim=dim,
+            ffn_dim=shapes["blocks.0.ffn.0.bias"][0],
+            num_heads=max(1, dim // HEAD_DIM),
+            num_layers=len(layers),
+            in_dim=shapes["patch_embedding.weight"][1],
+            out_dim=shapes["head.head.bias"][0] // (volume[0] * volume[1] * volume[2]),
+            text_dim=shapes["text_embedding.0.weight"][1],
+            freq_dim=shapes["time_embedding.0.weight"][1],
+            patch_size=(volume[0], volume[1], volume[2]),
+        )

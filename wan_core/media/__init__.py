@@ -1,0 +1,1 @@
+"""Frames to files: video encoding and crash-safe writing."""

@@ -1,0 +1,1 @@
+"""Noise to latent: sigma schedules and the official solvers."""

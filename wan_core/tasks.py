@@ -1,0 +1,33 @@
+"""The tasks of the Wan family and their official defaults, one row each.
+
+Source of every number: Wan-Video/Wan2.2 wan/configs at 42bf4cf (wan_t2v_A14B.py, wan_i2v_A14B.py, wan_ti2v_5B.py).
+Guidance is the classifier-free guidance scale of each expert; one number for both where there is one expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row: what the official code samples with when nothing else is asked for."""
+
+    id: str
+    title: str
+    steps: int
+    shift: float
+    guidance_high: float
+    guidance_low: float
+    boundary: float | None  # sigma at which the high expert hands over to the low one; None: one expert
+    frame_rate: int  # frames per second
+    frames: int  # official clip length, 4n+1
+    latent_channels: int  # 16: VAE 2.1, 48: VAE 2.2
+    size_multiple: int  # pixels; width and height are multiples of it
+
+
+T2V_A14B = Task("t2v-A14B", "Wan 2.2 T2V-A14B", 40, 12.0, 4.0, 3.0, 0.875, 16, 81, 16, 16)
+I2V_A14B = Task("i2v-A14B", "Wan 2.2 I2V-A14B", 40, 5.0, 3.5, 3.5, 0.900, 16, 81, 16, 16)
+TI2V_5B = Task("ti2v-5B", "Wan 2.2 TI2V-5B", 50, 5.0, 5.0, 5.0, None, 24, 121, 48, 32)
+
+TASKS = {task.id: task for task in (T2V_A14B, I2V_A14B, TI2V_5B)}

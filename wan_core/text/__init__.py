@@ -1,0 +1,1 @@
+"""Prompt to context: cleaning, sentencepiece tokens, UMT5 encoder."""

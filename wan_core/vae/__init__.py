@@ -1,0 +1,1 @@
+"""Pixels to latents and back: the causal video VAEs."""

@@ -1,0 +1,1 @@
+"""Weight files: reading headers, telling what a file is, renaming keys."""

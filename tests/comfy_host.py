@@ -24,7 +24,7 @@ def import_comfy() -> Path:
 
         comfy.options.enable_args_parsing()
         argv, sys.argv = sys.argv, ["test", "--cpu"]
-        import comfy.cli_args  # noqa: F401  (reads sys.argv now)
+        import comfy.cli_args  # reads sys.argv now
 
         sys.argv = argv
     return folder

@@ -1,0 +1,76 @@
+"""Sizes of the miniature family, and the published file name that each member stands in for.
+
+Every member has the parameter names of the full-size checkpoint (tests/shapes), with its widths replaced and its
+layers cut. Where ComfyUI's loader assumes a width that cannot be read from the tensors, the file's metadata says it:
+`config` = {"transformer": {"text_dim": ...}} (comfy/model_detection.py reads it for Wan).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+HEAD_DIM = 128  # as in every Wan transformer: head count = width / 128
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file: which full-size key list it follows, and what its widths become."""
+
+    folder: str  # ComfyUI models folder
+    name: str  # published file name
+    shapes: str  # file under tests/shapes
+    widths: dict[int, int]  # full-size axis length -> miniature length; others stay
+    layers: int | None = None  # kept transformer layers; None: all
+    seed: int = 0
+    fp8: bool = False  # the published file holds scaled fp8
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One LoRA file in the layout of the published 4-step pair."""
+
+    name: str
+    base: str  # name of the Member it fits
+    rank: int
+    seed: int
+
+
+TEXT_DIM = 256
+VOCABULARY = 1024
+TRANSFORMER = {5120: 256, 13824: 512, 30720: 1536, 4096: TEXT_DIM}
+TRANSFORMER_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_DIM}})}
+VAE21 = {96: 8, 192: 16, 384: 32, 768: 64, 1152: 96}
+UMT5 = {4096: TEXT_DIM, 10240: 512, 256384: VOCABULARY, 64: 4}
+
+T2V_HIGH = Member(
+    "diffusion_models",
+    "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
+    "t2v_A14B_expert.json",
+    TRANSFORMER,
+    layers=3,
+    seed=1,
+    fp8=True,
+    metadata=TRANSFORMER_METADATA,
+)
+T2V_LOW = Member(
+    "diffusion_models",
+    "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
+    "t2v_A14B_expert.json",
+    TRANSFORMER,
+    layers=3,
+    seed=2,
+    fp8=True,
+    metadata=TRANSFORMER_METADATA,
+)
+TEXT_ENCODER = Member(
+    "text_encoders", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "umt5_xxl.json", UMT5, layers=3, seed=3, fp8=True
+)
+VAE = Member("vae", "wan_2.1_vae.safetensors", "vae21.json", VAE21, seed=4)
+
+MEMBERS = (T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE)
+LORAS = (
+    Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors", T2V_HIGH.name, 8, 5),
+    Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors", T2V_LOW.name, 8, 6),
+)

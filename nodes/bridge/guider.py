@@ -1,0 +1,280 @@
+"""The dual-expert guider: one continuous run of any sampler over the high and the low expert of an A14B pair.
+
+Both experts are native guiders. The one that the run starts on is the guider itself; the other one's native run is
+wrapped around it, so that its hooks, options and OUTER_SAMPLE wrappers are prepared as in a run of its own, while its
+weights and conditionings wait until a step needs them. Solver history, noise and mask are the run's, not an expert's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from torch import Tensor
+
+from ...wan_core.sampling.experts import ExpertSwitch
+
+Options = dict[str, Any]
+
+
+class JoiningExpert(comfy.samplers.CFGGuider):
+    """The expert that joins a run under way; on its own it is a plain native guider."""
+
+    def __init__(self, model_patcher: Any) -> None:
+        super().__init__(model_patcher)
+        self.around: Callable[..., Tensor] | None = None  # the run that it joins
+        self.joined = False
+        self.brief: tuple[Any, ...] = ()  # what its conditionings are prepared from
+        self.run_options: Options = {}
+
+    def sample_around(self, run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Prepares this expert's run natively and calls `run` in the place where it would load and sample."""
+        self.around = run
+        try:
+            return self.sample(*args, **kwargs)
+        finally:
+            self.around, self.brief, self.run_options = None, (), {}
+
+    def outer_sample(
+        self,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callable[..., None] | None = None,
+        disable_pbar: bool = False,
+        seed: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        run_args = (noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+        if self.around is None:
+            return super().outer_sample(*run_args, *args, **kwargs)
+        try:
+            return self.around(*run_args)
+        finally:
+            if self.joined:
+                self.joined = False
+                self.model_patcher.cleanup()
+                release_models(self)
+
+    def options_for(self, sigmas: Tensor) -> Options:
+        """This expert's model options for a run over `sigmas`, as its native run would make them."""
+        options = comfy.model_patcher.create_model_options_clone(self.model_options)
+        options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
+        return options
+
+    def join(self) -> None:
+        """Loads the weights and prepares the conditionings, once in a run."""
+        noise, latent, denoise_mask, seed, args, kwargs = self.brief
+        device = self.model_patcher.load_device
+        noise, latent = noise.to(device), latent.to(device)
+        self.joined = True  # from here on there is something to clean up
+        load(self, noise)
+        comfy.samplers.cast_to_load_options(self.run_options, device=device, dtype=self.model_patcher.model_dtype())
+        if torch.count_nonzero(latent) > 0:
+            latent = self.inner_model.process_latent_in(latent)
+        prompts = (self.inner_model, noise, self.conds, device, latent, denoise_mask, seed)
+        self.conds = comfy.samplers.process_conds(*prompts, *args, **kwargs)
+
+    def serve(self, x: Tensor, timestep: Tensor, added: Callable[[Options], Options], seed: int | None) -> Tensor:
+        """The denoised estimate, with the options that the sampler added to the run's."""
+        device = self.model_patcher.load_device
+        out = self.outer_predict_noise(x.to(device), timestep.to(device), added(self.run_options), seed)
+        return out.to(x.device)
+
+
+class DualExpertGuider(comfy.samplers.CFGGuider):
+    """Samples on `high` while sigma >= boundary and on `low` below it; without `low`, a plain native guider.
+
+    An expert on which no step starts is never loaded. The change happens once in a run (`ExpertSwitch`), also where
+    the two are clones of one module, where only one of them can be active at a time.
+    """
+
+    def __init__(self, high: Any, low: Any | None = None, boundary: float = 0.875) -> None:
+        super().__init__(high)
+        self.boundary = torch.tensor(boundary).item()  # float32, as the sigmas that it is compared with
+        self.other = JoiningExpert(low) if low is not None else None
+        self.first_is_high = True
+        self.switch: ExpertSwitch | None = None  # set while a run over both is under way
+        self.active: Any = self
+        self.solver_options: Options = {}
+
+    def set_conds(self, positive: Any, negative: Any) -> None:
+        super().set_conds(positive, negative)
+        if self.other is not None:
+            self.other.set_conds(positive, negative)
+
+    def set_cfg(self, cfg: float, cfg_low: float | None = None) -> None:
+        """The guidance scale of the high expert, and of the low one where it differs."""
+        super().set_cfg(cfg)
+        if self.other is not None:
+            self.other.set_cfg(cfg if cfg_low is None else cfg_low)
+
+    def sample(
+        self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        run_args = (noise, latent_image, sampler, sigmas, *args)
+        starts = (sigmas[:-1] >= self.boundary).tolist()
+        try:
+            if self.other is None or not starts or all(starts):
+                return super().sample(*run_args, **kwargs)
+            if not any(starts):
+                return self.other.sample(*run_args, **kwargs)
+            return self._sample_both(starts[0], *run_args, **kwargs)
+        finally:
+            for guider in (self, self.other):
+                forget_run(guider)
+
+    def _sample_both(self, high_first: bool, *args: Any, **kwargs: Any) -> Tensor:
+        if not high_first:
+            self._swap()
+        self.active = self
+        try:
+            return self.other.sample_around(super().sample, *args, **kwargs)
+        finally:
+            self.switch, self.active, self.solver_options = None, self, {}
+            if not high_first:
+                self._swap()
+
+    def _swap(self) -> None:
+        """Lets a run start on the other expert (schedules that put noise back may start below the boundary)."""
+        for name in ("model_patcher", "model_options", "original_conds", "cfg"):
+            mine, theirs = getattr(self, name), getattr(self.other, name)
+            setattr(self, name, theirs)
+            setattr(self.other, name, mine)
+        self.first_is_high = not self.first_is_high
+
+    def inner_sample(
+        self,
+        noise: Tensor,
+        latent_image: Tensor,
+        device: torch.device,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None,
+        callback: Callable[..., None] | None,
+        disable_pbar: bool,
+        seed: int | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        if self.other is not None and self.other.around is not None:
+            self.other.brief = (noise, latent_image, denoise_mask, seed, args, kwargs)
+            sampler = SamplerOfBoth(sampler, self)
+        run_args = (noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+        return super().inner_sample(*run_args, *args, **kwargs)
+
+    def solve(
+        self, sampler: Any, guider: Any, sigmas: Tensor, extra_args: Options, callback: Any, *rest: Any
+    ) -> Tensor:
+        """Runs the sampler inside the other expert's SAMPLER_SAMPLE wrappers; those of this one are around already."""
+
+        def run(_: Any, sigmas: Tensor, other_args: Options, callback: Any, *rest: Any) -> Tensor:
+            self.other.run_options = other_args["model_options"]
+            self.solver_options = {name: _copy(value) for name, value in extra_args["model_options"].items()}
+            self.switch = ExpertSwitch(sigmas.tolist(), self.boundary)
+            return sampler.sample(guider, sigmas, extra_args, self._counted(callback), *rest)
+
+        other_args = {**extra_args, "model_options": self.other.options_for(sigmas)}
+        own = get_all_wrappers(WrappersMP.SAMPLER_SAMPLE, extra_args["model_options"], is_model_options=True)
+        others = get_all_wrappers(WrappersMP.SAMPLER_SAMPLE, other_args["model_options"], is_model_options=True)
+        # One and the same wrapper on both experts changes the noise of the one run once (FreeNoise).
+        nested = WrapperExecutor.new_class_executor(run, sampler, [fn for fn in others if fn not in own])
+        return nested.execute(self.other, sigmas, other_args, callback, *rest)
+
+    def _counted(self, callback: Callable[..., None] | None) -> Callable[..., None]:
+        def report(step: int, *args: Any) -> None:
+            if self.switch is not None:
+                self.switch.step = step
+            if callback is not None:
+                callback(step, *args)
+
+        return report
+
+    def __call__(
+        self, x: Tensor, timestep: Tensor, model_options: Options | None = None, seed: int | None = None
+    ) -> Tensor:
+        options = model_options or {}
+        if self.switch is None:
+            return super().__call__(x, timestep, model_options=options, seed=seed)
+        wants_other = self.switch.choose(float(timestep.max())) != self.first_is_high
+        self._activate(self.other if wants_other else self)
+        if not wants_other:
+            return super().__call__(x, timestep, model_options=options, seed=seed)
+        return self.other.serve(x, timestep, lambda mine: with_added(mine, self.solver_options, options), seed)
+
+    def _activate(self, expert: Any) -> None:
+        """Hands the device over. No weight is moved here: the native loader decides what stays."""
+        if expert is self.active:
+            return
+        if expert.model_patcher.model is self.active.model_patcher.model:
+            self.active.model_patcher.clean_hooks()  # a clone: its hook weights sit in the same module
+        if expert is self.other and not expert.joined:
+            expert.join()
+        else:
+            load(expert, self.other.brief[0])
+        self.active = expert
+
+
+class SamplerOfBoth:
+    """The run's sampler as the native guider sees it; everything but `sample` is the sampler's own."""
+
+    def __init__(self, sampler: Any, guider: DualExpertGuider) -> None:
+        self.sampler, self.guider = sampler, guider
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sampler, name)
+
+    def sample(self, guider: Any, sigmas: Tensor, extra_args: Options, callback: Any, *rest: Any) -> Tensor:
+        return self.guider.solve(self.sampler, guider, sigmas, extra_args, callback, *rest)
+
+
+def load(expert: Any, noise: Tensor) -> None:
+    """Has the native loader bring an expert's weights in, and makes it the active patcher of its module."""
+    prepared = comfy.sampler_helpers.prepare_sampling(
+        expert.model_patcher, noise.shape, expert.conds, expert.model_options
+    )
+    expert.inner_model, expert.conds, expert.loaded_models = prepared
+    expert.model_patcher.pre_run()
+
+
+def release_models(guider: Any) -> None:
+    """Lets the additional models of a run go (ControlNets and the like), as the native run does at its end."""
+    comfy.sampler_helpers.cleanup_models(guider.conds, guider.loaded_models)
+    del guider.inner_model, guider.loaded_models
+
+
+def forget_run(guider: Any) -> None:
+    """Drops what an interrupted native run leaves on its guider."""
+    if hasattr(guider, "loaded_models"):
+        release_models(guider)
+    if hasattr(guider, "conds"):
+        del guider.conds
+
+
+def with_added(options: Options, before: Mapping[str, Any], now: Mapping[str, Any]) -> Options:
+    """`options` plus what a sampler added between `before` and `now` (cfg_pp samplers add a post-CFG function)."""
+    out = dict(options)
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(value, list):
+            known = old if isinstance(old, list) else []
+            out[name] = [*options.get(name, []), *value[len(known) :]]
+        elif isinstance(value, dict):
+            known = old if isinstance(old, dict) else {}
+            changed = {key: item for key, item in value.items() if known.get(key) is not item}
+            out[name] = {**options.get(name, {}), **changed}
+        elif value is not old:
+            out[name] = value
+    return out
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, dict | list) else value

@@ -1,0 +1,392 @@
+"""Weights files: detection from names and shapes, hostile and broken files, pairing. No tensor is ever read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import struct
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from wancore.wan_core.errors import WeightsFileError, WrongModelError
+from wancore.wan_core.weights import check_pair, check_text_encoder, check_vae, inspect, require
+from wancore.wan_core.weights.container import PEEK
+from wancore.wan_core.weights.header import MAX_HEADER
+from wancore.wan_core.weights.keys import check_tensors
+from wancore.wan_core.weights.names import expert_of, is_distilled, partner_names
+
+_spec = importlib.util.spec_from_file_location("wancore_weight_files", Path(__file__).with_name("weight_files.py"))
+assert _spec is not None and _spec.loader is not None
+files = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(files)
+
+FAMILIES = {  # file under tests/shapes: (kind, family, width, layers, in, out)
+    "t2v_A14B_expert": ("diffusion_model", "t2v-A14B", 5120, 40, 16, 16),
+    "i2v_A14B_expert": ("diffusion_model", "i2v-A14B", 5120, 40, 36, 16),
+    "ti2v_5B": ("diffusion_model", "ti2v-5B", 3072, 30, 48, 48),
+    "t2v_1.3B": ("diffusion_model", "t2v-1.3B", 1536, 30, 16, 16),
+    "s2v_14B": ("diffusion_model", "s2v-14B", 5120, 40, 16, 16),
+    "animate_14B": ("diffusion_model", "animate-14B", 5120, 40, 36, 16),
+    "vace_1.3B": ("diffusion_model", "vace", 1536, 30, 16, 16),
+    "vace_14B": ("diffusion_model", "vace", 5120, 40, 16, 16),
+    "fun_camera_A14B": ("diffusion_model", "camera", 5120, 40, 36, 16),
+    "fun_control_A14B": ("diffusion_model", "fun-control", 5120, 40, 52, 16),
+    "wan21_flf2v_14B": ("diffusion_model", "flf2v-2.1", 5120, 40, 36, 16),
+    "wan21_i2v_14B": ("diffusion_model", "i2v-2.1", 5120, 40, 36, 16),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+def test_detects_every_transformer(tmp_path, name, prefix):
+    kind, family, dim, layers, in_dim, out_dim = FAMILIES[name]
+    found = inspect(files.write_model(tmp_path / "x.safetensors", name, prefix=prefix))
+    config = found.config
+    assert (found.kind, found.family.id, found.prefix) == (kind, family, prefix)
+    assert (config.dim, config.num_layers, config.in_dim, config.out_dim) == (dim, layers, in_dim, out_dim)
+    assert (config.num_heads, config.text_dim, config.freq_dim, config.patch_size) == (dim // 128, 4096, 256, (1, 2, 2))
+
+
+def test_every_shape_file_is_detected():
+    known = set(FAMILIES) | {"umt5_xxl", "vae21", "vae22"}
+    assert {path.stem for path in files.SHAPES.glob("*.json")} == known
+
+
+def test_detects_the_other_parts(tmp_path):
+    def read(name):
+        return inspect(files.write_model(tmp_path / f"{name}.safetensors", name))
+
+    assert (read("vae21").kind, read("vae21").family.id, read("vae21").width) == ("vae", "vae21", 16)
+    assert (read("vae22").kind, read("vae22").family.id, read("vae22").width) == ("vae", "vae22", 48)
+    assert (read("umt5_xxl").kind, read("umt5_xxl").width) == ("text_encoder", 4096)
+
+
+def test_detects_the_published_text_encoder_layout_and_its_strangers(tmp_path):
+    bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+    query = {"encoder.block.0.layer.0.SelfAttention.q.weight": ("F16", [4096, 4096])}
+    t5 = {"shared.weight": ("F16", [32128, 4096]), bias.format(0): ("F16", [32, 64]), **query}
+    umt5 = {**t5, "shared.weight": ("F16", [256384, 4096]), bias.format(1): ("F16", [32, 64])}
+    assert inspect(files.write_hollow(tmp_path / "t5.safetensors", t5)).family.id == "t5"
+    assert inspect(files.write_hollow(tmp_path / "umt5.safetensors", umt5)).family.id == "umt5"
+    clip = {"text_model.encoder.layers.0.mlp.fc1.weight": ("F16", [3072, 768])}
+    assert inspect(files.write_hollow(tmp_path / "clip.safetensors", clip)).kind == "text_encoder"
+    sdxl = {"model.diffusion_model.input_blocks.0.0.weight": ("F16", [320, 4, 3, 3]),
+            "first_stage_model.decoder.conv_in.weight": ("F16", [512, 4, 3, 3])}  # fmt: skip
+    assert inspect(files.write_hollow(tmp_path / "sdxl.safetensors", sdxl)).family.id == "other"
+    lora = {"diffusion_model.blocks.0.ffn.0.lora_down.weight": ("F16", [64, 5120])}
+    assert inspect(files.write_hollow(tmp_path / "lora.safetensors", lora)).kind == "lora"
+
+
+def test_precision_and_scales(tmp_path):
+    shapes = files.shapes_of("t2v_1.3B")
+    plain = {name: ("F8_E4M3" if len(shape) == 2 else "F32", shape) for name, shape in shapes.items()}
+    found = inspect(files.write_hollow(tmp_path / "a.safetensors", plain))
+    assert (found.precision, found.quantised) == ("fp8_e4m3fn", "")
+    scaled = {**plain, "scaled_fp8": ("F8_E4M3", [0]), "blocks.0.ffn.0.scale_weight": ("F32", [])}
+    found = inspect(files.write_hollow(tmp_path / "b.safetensors", scaled))
+    assert (found.precision, found.quantised) == ("fp8_e4m3fn", "scaled_fp8")
+    marked = {**plain, "blocks.0.ffn.0.comfy_quant": ("U8", [30]), "blocks.0.ffn.0.weight_scale": ("F32", [])}
+    assert inspect(files.write_hollow(tmp_path / "c.safetensors", marked)).quantised == "comfy_quant"
+    unmarked = inspect(
+        files.write_hollow(tmp_path / "d.safetensors", {**plain, "blocks.0.ffn.0.weight_scale": ("F32", [8960, 1])})
+    )
+    with pytest.raises(WrongModelError):
+        require(unmarked, "diffusion_model")
+
+
+def test_head_count_from_metadata_is_taken_only_if_it_fits(tmp_path):
+    tensors = {name: ("BF16", shape) for name, shape in files.shapes_of("t2v_1.3B").items()}
+
+    def heads(value):
+        metadata = {"config": json.dumps({"transformer": {"num_heads": value}})}
+        return inspect(files.write_hollow(tmp_path / "x.safetensors", tensors, metadata)).config.num_heads
+
+    assert heads(24) == 24
+    assert heads("24") == heads(-1) == 12
+    with pytest.raises(WeightsFileError):
+        heads(7)
+
+
+# Hostile and broken files
+
+
+def valid_file() -> bytes:
+    tensors = {"blocks.0.ffn.0.weight": ("BF16", [4, 6]), "some.modulation": ("F32", [1, 2, 4]), "empty": ("F32", [0])}
+    return files.header_bytes(tensors, {"format": "pt"}) + bytes(range(80))
+
+
+WRONG_KINDS = {
+    "web page": (b"<!DOCTYPE html><html><head><title>Sign in</title>", "web page"),
+    "web page after a blank line": (b"\n\n<html lang='en'>" + b" " * 600, "web page"),
+    "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14294743040\n", "git-lfs"),
+    "zip pickle": (b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl" + b"\x00" * 64, "pickle"),
+    "old pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "pickle"),
+    "gguf": (b"GGUF\x03\x00\x00\x00" + b"\x00" * 32, "GGUF"),
+    "empty": (b"", "empty"),
+    "zeros": (b"\x00" * 4096, "never finished"),
+    "json": (b'{"error": "Access to model is restricted"}', "JSON"),
+    "text": (b"Invalid username or password.", "text"),
+    "noise": (bytes((7 * i * i + 13) % 251 for i in range(2, 400)), "no format"),
+    "gzip": (b"\x1f\x8b\x08\x00abcdefgh", "archive"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_KINDS)
+def test_tells_what_a_wrong_file_is(tmp_path, kind):
+    content, words = WRONG_KINDS[kind]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsFileError) as caught:
+        inspect(path)
+    assert words in caught.value.found and str(path) in caught.value.where and caught.value.remedy
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    mark = tmp_path / "executed"
+    payload = f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()
+    for name in ("a.pt", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"\x80\x02" + payload)
+        with pytest.raises(WeightsFileError):
+            inspect(tmp_path / name)
+    assert not mark.exists()
+
+
+def test_what_is_no_file_at_all(tmp_path):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    places = [tmp_path, tmp_path / "nothing", tmp_path / "dangling", tmp_path / "nothing" / "x"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        places += [tmp_path / "pipe", Path("/dev/zero")]
+    for place in places:
+        with pytest.raises(WeightsFileError) as caught:
+            inspect(place)
+        assert str(place) in caught.value.where
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="needs a user who may be refused")
+def test_unreadable_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(valid_file())
+    path.chmod(0)
+    with pytest.raises(WeightsFileError):
+        inspect(path)
+
+
+def test_every_truncation_is_refused_and_counted(tmp_path):
+    whole = valid_file()
+    path = tmp_path / "x.safetensors"
+    length = struct.unpack("<Q", whole[:8])[0]
+    for size in range(1, len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(WeightsFileError) as caught:
+            inspect(path)
+        if size >= 8:
+            missing = len(whole) - size if size >= 8 + length else 8 + length - size
+            assert caught.value.found == f"{missing} bytes missing", size
+    path.write_bytes(whole)
+    assert inspect(path).kind == "unknown"
+
+
+def handcrafted() -> list[bytes]:
+    good = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    tables = [
+        {"a": {**good, "shape": [-2]}},
+        {"a": {**good, "shape": [2.0]}},
+        {"a": {**good, "shape": [True, 2]}},
+        {"a": {**good, "shape": [2**62, 2**62]}},
+        {"a": {**good, "shape": [1] * 100 + [2]}},
+        {"a": {**good, "shape": "2"}},
+        {"a": {**good, "data_offsets": [8, 0]}},
+        {"a": {**good, "data_offsets": [0, 2**63]}},
+        {"a": {**good, "data_offsets": [-8, 0]}},
+        {"a": {**good, "data_offsets": [0]}},
+        {"a": {**good, "data_offsets": [4, 12]}},
+        {"a": good, "b": good},
+        {"a": {**good, "dtype": "F31"}},
+        {"a": {**good, "dtype": None}},
+        {"a": {"dtype": "F32", "shape": [2]}},
+        {"a": {**good, "extra": 1}},
+        {"a": [1]},
+        {"a": good, "__metadata__": {"x": 1}},
+        {"a": good, "__metadata__": []},
+        {"a": good, "__metadata__": None},
+    ]
+    raw = [json.dumps(table).encode() for table in tables]
+    raw += [
+        b'{"a":' + json.dumps(good).encode() + b',"a":' + json.dumps(good).encode() + b"}",
+        b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}',
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b"{" + b"[" * 200_000,
+        b'{"\xff":1}',
+        b"{}x",
+        b"[]",
+    ]
+    return [struct.pack("<Q", len(text)) + text + bytes(8) for text in raw]
+
+
+def test_handcrafted_headers_are_refused_fast(tmp_path):
+    path = tmp_path / "x.safetensors"
+    cases = [*handcrafted(), struct.pack("<Q", MAX_HEADER + 1) + b"{", valid_file() + b"x"]
+    for case in cases:
+        path.write_bytes(case)
+        start = time.perf_counter()
+        with pytest.raises(WeightsFileError) as caught:
+            inspect(path)
+        assert str(path) in caught.value.where
+        assert time.perf_counter() - start < 0.25, case[:60]
+
+
+def test_two_thousand_mutations_give_our_error_or_a_valid_file(tmp_path):
+    rng = random.Random(20261120)
+    whole = valid_file()
+    end = 8 + struct.unpack("<Q", whole[:8])[0]
+    path = tmp_path / "x.safetensors"
+    refused = 0
+    for _ in range(2000):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            place = rng.randrange(end)
+            action = rng.randrange(4)
+            if action == 0:
+                data[place] = rng.randrange(256)
+            elif action == 1:
+                data[place] ^= 1 << rng.randrange(8)
+            elif action == 2:
+                del data[place]
+            else:
+                data[place:place] = rng.choice((b"0", b"9", b'"', b"}", b"-", b"[", b"\\u0000", b"1e9"))
+        path.write_bytes(data)
+        try:
+            inspect(path)
+        except WeightsFileError:
+            refused += 1
+    assert 1500 < refused < 2000  # most are refused; a changed letter of a name is not an error
+
+
+def test_only_the_header_is_read(tmp_path, monkeypatch):
+    path = files.write_model(tmp_path / "x.safetensors", "t2v_A14B_expert")
+    length = struct.unpack("<Q", path.open("rb").read(8))[0]
+    before = Path("/proc/self/io").read_text() if Path("/proc/self/io").exists() else ""
+    start = time.perf_counter()
+    inspect(path)
+    assert time.perf_counter() - start < 1.0
+    if before:
+        after = Path("/proc/self/io").read_text()
+        read = int(after.split()[1]) - int(before.split()[1])
+        assert read < length + 8 + PEEK + 100_000  # bytes; the file has 28.6 GB
+
+
+# Names
+
+
+def test_expert_names():
+    high = [
+        "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
+        "Wan2_2-T2V-A14B_HIGH_fp8_e4m3fn_scaled_KJ.safetensors",
+        "HighNoise/Wan2.2-T2V-A14B-HighNoise-Q4_K_M.gguf",
+        "high_noise_model/diffusion_pytorch_model.safetensors",
+        "wan22_h_bf16.safetensors",
+    ]
+    for name in high:
+        assert expert_of(name) == "high", name
+        (same, *_) = partner_names(name)
+        assert expert_of(partner_names(name)[-1]) == "low" or expert_of(same) == "low", name
+    for name in (
+        "wan2.1_t2v_14B.safetensors",
+        "slow_flow.safetensors",
+        "highres_fix.safetensors",
+        "high_low.safetensors",
+    ):
+        assert expert_of(name) is None, name
+    assert partner_names("HighNoise/Wan2.2-HighNoise-Q8.gguf")[-1] == "LowNoise/Wan2.2-LowNoise-Q8.gguf"
+    assert partner_names("a/x_HIGH_y.safetensors") == ("a/x_LOW_y.safetensors",)
+    assert partner_names("a\\x_low_noise.safetensors") == ("a/x_high_noise.safetensors",)
+
+
+def test_distilled_names():
+    for name in ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", "Wan22-Lightning", "wan_CausVid_14B", "x_rcm_y"):
+        assert is_distilled(name), name
+    for name in ("wan2.2_t2v_high_noise_14B_fp8_scaled", "orcmoon", "14steps", "style_lora"):
+        assert not is_distilled(name), name
+
+
+# Pairs
+
+
+@pytest.fixture
+def models(tmp_path):
+    names = {
+        "t2v_high": ("wan2.2_t2v_high_noise_14B.safetensors", "t2v_A14B_expert"),
+        "t2v_low": ("wan2.2_t2v_low_noise_14B.safetensors", "t2v_A14B_expert"),
+        "i2v_low": ("wan2.2_i2v_low_noise_14B.safetensors", "i2v_A14B_expert"),
+        "5b": ("wan2.2_ti2v_5B.safetensors", "ti2v_5B"),
+        "s2v": ("wan2.2_s2v_14B.safetensors", "s2v_14B"),
+        "vae21": ("wan_2.1_vae.safetensors", "vae21"),
+        "vae22": ("wan2.2_vae.safetensors", "vae22"),
+        "text": ("umt5_xxl.safetensors", "umt5_xxl"),
+    }
+    return {key: inspect(files.write_model(tmp_path / name, shapes)) for key, (name, shapes) in names.items()}
+
+
+def test_pairs(models, tmp_path):
+    check_pair(models["t2v_high"], models["t2v_low"])
+    wrong = [("t2v_high", "i2v_low"), ("t2v_low", "t2v_high"), ("t2v_high", "t2v_high"), ("t2v_high", "5b")]
+    for high, low in wrong:
+        with pytest.raises(WrongModelError) as caught:
+            check_pair(models[high], models[low])
+        assert models[high].name in caught.value.where and models[low].name in caught.value.where
+    with pytest.raises(WrongModelError) as caught:
+        check_pair(models["t2v_high"], models["i2v_low"])
+    assert models["t2v_low"].name in caught.value.remedy
+
+
+def test_every_file_in_every_wrong_place_is_refused(models):
+    right = {
+        "diffusion_model": {"t2v_high", "t2v_low", "i2v_low", "5b"},
+        "vae": {"vae21", "vae22"},
+        "text_encoder": {"text"},
+    }
+    for kind, fitting in right.items():
+        for name, checkpoint in models.items():
+            if name in fitting:
+                require(checkpoint, kind)
+                continue
+            with pytest.raises(WrongModelError) as caught:
+                require(checkpoint, kind)
+            assert checkpoint.name in caught.value.where and caught.value.remedy
+
+
+def test_vae_and_text_encoder_must_fit_the_model(models, tmp_path):
+    check_vae(models["t2v_high"], models["vae21"])
+    check_vae(models["5b"], models["vae22"])
+    for model, vae, name in (("t2v_high", "vae22", "wan_2.1_vae"), ("5b", "vae21", "wan2.2_vae")):
+        with pytest.raises(WrongModelError) as caught:
+            check_vae(models[model], models[vae])
+        assert models[vae].name in caught.value.where and models[model].name in caught.value.found
+        assert name in caught.value.remedy
+    check_text_encoder(models["t2v_high"], models["text"])
+    small = {name: ("BF16", [64 if axis == 4096 else axis for axis in shape])
+             for name, shape in files.shapes_of("umt5_xxl").items()}  # fmt: skip
+    with pytest.raises(WrongModelError):
+        check_text_encoder(models["t2v_high"], inspect(files.write_hollow(tmp_path / "small.safetensors", small)))
+
+
+def test_tensors_are_compared_by_name_and_shape():
+    expected = {"a.weight": (4, 8), "a.bias": (4,)}
+    check_tensors("x", expected, expected)
+    check_tensors("x", {**expected, "a.weight_scale": (), "scaled_fp8": (0,)}, expected)
+    check_tensors("x", {**expected, "a.weight": (4, 4)}, expected, packed=True)
+    wrong = [{"a.weight": (4, 8)}, {**expected, "b.weight": (1,)}, {**expected, "a.weight": (4, 4)},
+             {**expected, "b.weight_scale": ()}]  # fmt: skip
+    for found in wrong:
+        with pytest.raises(WrongModelError):
+            check_tensors("x", found, expected)
+    many = {f"layer{i}": (1,) for i in range(9)}
+    with pytest.raises(WrongModelError) as caught:
+        check_tensors("x", {}, many)
+    assert caught.value.found.startswith("9 missing: layer0, ") and caught.value.found.count("layer") == 5

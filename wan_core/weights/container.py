@@ -1,0 +1,113 @@
+"""Tells what a file is by its first bytes, and reads the header of those that hold weights.
+
+A new container is one row in `READERS` and one in `SIGNATURES`. Pickles are recognised and never opened: reading one
+can run code.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import WeightsFileError
+from .header import DOWNLOAD_AGAIN, LENGTH_BYTES, Header, read_safetensors
+
+PEEK = 512  # bytes
+FORMAT_LIMIT = 100_000_000  # bytes; longest header that the safetensors library writes
+SAFETENSORS_INSTEAD = "Take the .safetensors file of the same model; this pack opens no pickle and no archive"
+THE_FILE_ITSELF = "Download the file itself (its download button or 'resolve' link), not the page that shows it"
+
+SIGNATURES: tuple[tuple[str, tuple[bytes, ...]], ...] = (
+    ("gguf", (b"GGUF",)),
+    ("zip", (b"PK\x03\x04", b"PK\x05\x06")),
+    ("archive", (b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")),
+    ("pickle", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")),
+    ("lfs", (b"version https://git-lfs",)),
+)
+
+REFUSALS: dict[str, tuple[str, str]] = {  # container: (what it is, what to do)
+    "missing": ("nothing under this name", "Check the name and the folder"),
+    "folder": ("a folder", "Give the weights file inside it"),
+    "special": ("a device or pipe, not a file", "Give a regular file"),
+    "empty": ("an empty file (0 bytes)", DOWNLOAD_AGAIN),
+    "zeros": ("only zero bytes at its start: a download that never finished", DOWNLOAD_AGAIN),
+    "web page": ("a web page", THE_FILE_ITSELF),
+    "lfs": ("a git-lfs pointer, not the weights", "Run `git lfs pull` in its folder, or download the file itself"),
+    "zip": ("a zip archive, as PyTorch writes pickles (.pt, .pth, .ckpt)", SAFETENSORS_INSTEAD),
+    "archive": ("a packed archive", "Unpack it and give the .safetensors file inside"),
+    "pickle": ("a Python pickle (.pt, .pth, .ckpt)", SAFETENSORS_INSTEAD),
+    "gguf": ("a GGUF file", "Take the .safetensors file of the same model; GGUF is not read yet"),
+    "json": ("a JSON text", "Give the .safetensors file beside it, or download it again if this should be the weights"),
+    "text": ("a text", THE_FILE_ITSELF),
+    "unknown": ("no format that holds weights", DOWNLOAD_AGAIN),
+}
+
+READERS: dict[str, Callable[[Path, int], Header]] = {"safetensors": read_safetensors}
+
+
+def container_of(path: Path) -> tuple[str, int]:
+    """Returns (container, size in bytes): a key of `READERS` or `REFUSALS`; reads at most PEEK bytes.
+
+    Raises:
+        WeightsFileError: the operating system refuses to read the file.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            return "folder", 0
+        if not stat.S_ISREG(status.st_mode):
+            return "special", 0
+        with path.open("rb") as file:
+            return _kind_of(file.read(PEEK)), status.st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing", 0
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise WeightsFileError(
+            "The weights file cannot be read",
+            where=repr(str(path)),
+            found=getattr(error, "strerror", None) or str(error),
+            remedy="Check that the file exists and that ComfyUI may read it",
+        ) from None
+
+
+def read_header(path: str | Path) -> Header:
+    """Returns the header of a weights file in any container that the pack reads.
+
+    Raises:
+        WeightsFileError: it is something else (web page, git-lfs pointer, pickle...), cut off, or damaged.
+    """
+    path = Path(path).absolute()
+    container, size = container_of(path)
+    reader = READERS.get(container)
+    if reader is not None:
+        return reader(path, size)
+    found, remedy = REFUSALS[container]
+    raise WeightsFileError("This is no weights file", where=repr(str(path)), found=found, remedy=remedy)
+
+
+def _kind_of(start: bytes) -> str:
+    if not start:
+        return "empty"
+    if _looks_like_safetensors(start):
+        return "safetensors"
+    for kind, signatures in SIGNATURES:
+        if start.startswith(signatures):
+            return kind
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script")):
+        return "web page"
+    if text.startswith((b"{", b"[")):
+        return "json"
+    if not start.strip(b"\0"):
+        return "zeros"
+    return "text" if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start) else "unknown"
+
+
+def _looks_like_safetensors(start: bytes) -> bool:
+    """A plausible header length, then the brace of a JSON table or, in a cut-off file, nothing."""
+    if len(start) < LENGTH_BYTES:
+        return False
+    length = struct.unpack("<Q", start[:LENGTH_BYTES])[0]
+    return 2 <= length <= FORMAT_LIMIT and start[LENGTH_BYTES : LENGTH_BYTES + 1] in (b"{", b"")

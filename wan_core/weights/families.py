@@ -1,0 +1,110 @@
+"""What a weights file is, read from its tensor names and shapes: one row per family, first match wins.
+
+Sources: Wan-Video/Wan2.2 wan/modules at 42bf4cf for Wan; the published files' headers for the rest.
+A new variant is one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..config import TransformerConfig
+from ..tasks import I2V_A14B, T2V_1_3B, T2V_A14B, TI2V_5B
+
+Shapes = Mapping[str, tuple[int, ...]]
+DIFFUSION_MODEL, TEXT_ENCODER, VAE, LORA = "diffusion_model", "text_encoder", "vae", "lora"
+CLIP_VISION, AUDIO_ENCODER, UNKNOWN = "clip_vision", "audio_encoder", "unknown"
+
+KIND_TITLES = {
+    DIFFUSION_MODEL: "diffusion model",
+    TEXT_ENCODER: "text encoder",
+    VAE: "VAE",
+    LORA: "LoRA",
+    CLIP_VISION: "CLIP vision model",
+    AUDIO_ENCODER: "audio encoder",
+    UNKNOWN: "file of a kind that this pack does not know",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of file: how it is recognised and what it is called in errors."""
+
+    kind: str
+    id: str
+    title: str
+    matches: Callable[[Shapes], bool]
+
+
+def _has(*names: str) -> Callable[[Shapes], bool]:
+    return lambda shapes: all(name in shapes for name in names)
+
+
+def _any_start(*starts: str) -> Callable[[Shapes], bool]:
+    return lambda shapes: any(name.startswith(starts) for name in shapes)
+
+
+def _any_end(*ends: str) -> Callable[[Shapes], bool]:
+    return lambda shapes: any(name.endswith(ends) for name in shapes)
+
+
+def _latent_channels(channels: int) -> Callable[[Shapes], bool]:
+    mark = "decoder.middle.0.residual.0.gamma"
+    return lambda shapes: mark in shapes and shapes.get("conv2.weight", ())[:1] == (channels,)
+
+
+LAYERS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+LORA_ENDS = (".lora_A.weight", ".lora_down.weight", ".lora_up.weight", ".lora_A.default.weight", ".lora.down.weight",
+             ".lokr_w1", ".lokr_w1_a", ".hada_w1_a", ".oft_blocks", ".diff", ".diff_b", "_lora.up.weight")  # fmt: skip
+
+FILES = (
+    Family(LORA, "lora", "LoRA", _any_end(*LORA_ENDS)),
+    Family(DIFFUSION_MODEL, "diffusers", "Wan in the diffusers layout",
+           _has("condition_embedder.time_embedder.linear_1.weight")),
+    Family(DIFFUSION_MODEL, "other", "diffusion model of another family",
+           _any_start("double_blocks.", "single_blocks.", "joint_blocks.", "input_blocks.", "transformer_blocks.",
+                      "model.diffusion_model.", "diffusion_model.", "down_blocks.", "double_stream_blocks.")),
+    Family(TEXT_ENCODER, "umt5", "UMT5", _has("shared.weight", LAYERS.format(0), LAYERS.format(1))),
+    Family(TEXT_ENCODER, "umt5", "UMT5",
+           _has("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight",
+                "blocks.1.pos_embedding.embedding.weight")),
+    Family(TEXT_ENCODER, "t5", "T5", _has("encoder.block.0.layer.0.SelfAttention.q.weight")),
+    Family(TEXT_ENCODER, "language model", "language model", _any_start("model.layers.", "model.language_model.")),
+    Family(CLIP_VISION, "clip_vision", "CLIP vision model", _any_start("vision_model.", "visual.", "model.visual.")),
+    Family(TEXT_ENCODER, "clip", "CLIP text encoder", _any_start("text_model.", "transformer.resblocks.")),
+    Family(AUDIO_ENCODER, "wav2vec2", "wav2vec2", _any_start("wav2vec2.", "feature_extractor.conv_layers.")),
+    Family(AUDIO_ENCODER, "whisper", "Whisper", _any_start("model.encoder.conv1.")),
+    Family(VAE, "vae22", "Wan 2.2 VAE", _latent_channels(48)),
+    Family(VAE, "vae21", "Wan 2.1 VAE", _latent_channels(16)),
+    Family(VAE, "diffusers", "Wan VAE in the diffusers layout", _has("decoder.mid_block.resnets.0.norm1.gamma")),
+    Family(VAE, "other", "VAE of another family", _any_start("decoder.", "first_stage_model.", "taesd_decoder.")),
+)  # fmt: skip
+
+
+def _plain(in_dim: int, out_dim: int, *, small: bool = False) -> Callable[[Shapes], bool]:
+    def matches(shapes: Shapes) -> bool:
+        config = TransformerConfig.from_shapes(shapes)
+        return (config.in_dim, config.out_dim, config.dim == 1536) == (in_dim, out_dim, small)
+
+    return matches
+
+
+TRUNKS = (  # files with `head.modulation`; names as in the official spelling
+    Family(DIFFUSION_MODEL, "vace", "Wan VACE", _has("vace_patch_embedding.weight")),
+    Family(DIFFUSION_MODEL, "camera", "Wan Fun Camera", _has("control_adapter.conv.weight")),
+    Family(DIFFUSION_MODEL, "s2v-14B", "Wan 2.2 S2V-14B", _has("casual_audio_encoder.encoder.final_linear.weight")),
+    Family(DIFFUSION_MODEL, "humo", "HuMo", _has("audio_proj.audio_proj_glob_1.layer.bias")),
+    Family(DIFFUSION_MODEL, "animate-14B", "Wan 2.2 Animate-14B", _has("face_adapter.fuser_blocks.0.k_norm.weight")),
+    Family(DIFFUSION_MODEL, "scail2", "SCAIL-2", _has("patch_embedding_mask.weight")),
+    Family(DIFFUSION_MODEL, "scail", "SCAIL", _has("patch_embedding_pose.weight")),
+    Family(DIFFUSION_MODEL, "dancer", "WanDancer", _has("patch_embedding_global.weight")),
+    Family(DIFFUSION_MODEL, "flf2v-2.1", "Wan 2.1 FLF2V-14B", _has("img_emb.emb_pos")),
+    Family(DIFFUSION_MODEL, "i2v-2.1", "Wan 2.1 I2V", _has("img_emb.proj.0.bias")),
+    Family(DIFFUSION_MODEL, "fun-control", "Wan Fun Control", _has("ref_conv.weight")),
+    Family(DIFFUSION_MODEL, TI2V_5B.id, TI2V_5B.title, _plain(48, 48)),
+    Family(DIFFUSION_MODEL, I2V_A14B.id, I2V_A14B.title, _plain(36, 16)),
+    Family(DIFFUSION_MODEL, T2V_1_3B.id, T2V_1_3B.title, _plain(16, 16, small=True)),
+    Family(DIFFUSION_MODEL, T2V_A14B.id, T2V_A14B.title, _plain(16, 16)),
+    Family(DIFFUSION_MODEL, "wan", "Wan variant that this pack does not know", lambda _: True),
+)

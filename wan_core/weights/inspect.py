@@ -1,0 +1,146 @@
+"""Tells from the header alone what a weights file holds: kind, variant, sizes, expert, precision."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config import TransformerConfig
+from ..errors import WeightsFileError
+from ..tasks import TASKS, Task
+from .container import read_header
+from .families import DIFFUSION_MODEL, FILES, KIND_TITLES, TEXT_ENCODER, TRUNKS, UNKNOWN, VAE, Family
+from .header import DOWNLOAD_AGAIN, Header, TensorEntry
+from .keys import spelling_of
+from .names import expert_of
+
+NESTED = ("", "vae.", "first_stage_model.", "text_encoders.umt5xxl.transformer.")
+FLOATS = {"F64": "fp32", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2"}
+NO_FAMILY = Family(UNKNOWN, UNKNOWN, KIND_TITLES[UNKNOWN], lambda _: True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One weights file, as its header describes it."""
+
+    header: Header
+    family: Family
+    prefix: str = ""  # before every official name
+    config: TransformerConfig | None = None  # of a Wan transformer
+    expert: str | None = None  # "high", "low"; from the name only: the tensors of both experts look alike
+    precision: str = "bf16"  # of most matrices: fp32, fp16, bf16, fp8_e4m3fn, fp8_e5m2, int8, or packed
+    quantised: str = ""  # "" plain, "scaled_fp8" (one scale per layer), "comfy_quant", "unmarked" scales
+
+    @property
+    def path(self) -> Path:
+        return self.header.path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def kind(self) -> str:
+        """diffusion_model, text_encoder, vae, lora, clip_vision, audio_encoder or unknown."""
+        return self.family.kind
+
+    @property
+    def task_id(self) -> str | None:
+        """Key of `tasks.TASKS`, or the id of a variant that has no task yet; None if this is no diffusion model."""
+        return self.family.id if self.kind == DIFFUSION_MODEL else None
+
+    @property
+    def task(self) -> Task | None:
+        return TASKS.get(self.family.id) if self.kind == DIFFUSION_MODEL else None
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.header.metadata
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name without the prefix: shape} of the tensors under the prefix."""
+        cut = len(self.prefix)
+        return {name[cut:]: entry.shape for name, entry in self.header.tensors.items() if name.startswith(self.prefix)}
+
+    @property
+    def width(self) -> int | None:
+        """Width of what it exchanges with the others: latent channels of a VAE, embedding of a text encoder."""
+        shapes = self.shapes
+        if self.kind == VAE:
+            return shapes.get("conv2.weight", (None,))[0]
+        for name in ("shared.weight", "token_embedding.weight"):
+            if self.kind == TEXT_ENCODER and name in shapes:
+                return shapes[name][-1]
+        return None
+
+
+def inspect(path: str | Path) -> Checkpoint:
+    """Reads the header of a weights file and tells what it is; no tensor is touched.
+
+    Raises:
+        WeightsFileError: the file is not readable as weights, or calls itself Wan and lacks its basic tensors.
+    """
+    header = read_header(path)
+    transformer = _transformer(header)
+    if transformer is not None:
+        return transformer
+    for prefix in NESTED:
+        shapes = {name[len(prefix) :]: shape for name, shape in header.shapes.items() if name.startswith(prefix)}
+        family = next((family for family in FILES if family.matches(shapes)), None)
+        if family is not None and family.id != "other":
+            return Checkpoint(header, family, prefix, **_precision(header, header.tensors))
+    family = next((family for family in FILES if family.matches(header.shapes)), NO_FAMILY)
+    return Checkpoint(header, family, **_precision(header, header.tensors))
+
+
+def _transformer(header: Header) -> Checkpoint | None:
+    spelling = spelling_of(header.tensors)
+    if spelling is None:
+        return None
+    tensors = {official: entry for name, entry in header.tensors.items() if (official := spelling.official(name))}
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    try:
+        config = _overridden(TransformerConfig.from_shapes(shapes), header.metadata)
+        family = next(family for family in TRUNKS if family.matches(shapes))
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise WeightsFileError(
+            "The weights file lacks basic tensors of a Wan transformer",
+            where=repr(str(header.path)),
+            found=f"no usable {error}",
+            remedy=DOWNLOAD_AGAIN,
+        ) from None
+    expert = expert_of(f"{header.path.parent.name}/{header.path.name}")
+    return Checkpoint(header, family, spelling.prefix, config, expert, **_precision(header, tensors))
+
+
+def _overridden(config: TransformerConfig, metadata: Mapping[str, str]) -> TransformerConfig:
+    """The head count is in no tensor; ComfyUI's files may state it as config = {"transformer": {"num_heads": n}}."""
+    try:
+        heads = json.loads(metadata["config"])["transformer"]["num_heads"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return config
+    return replace(config, num_heads=heads) if type(heads) is int and heads > 0 else config
+
+
+def _precision(header: Header, tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
+    """The type of most elements of the matrices, and how they are scaled."""
+    counts: Counter[str] = Counter()
+    for entry in tensors.values():
+        if len(entry.shape) > 1:
+            counts[entry.dtype] += entry.count
+    dtype = counts.most_common(1)[0][0] if counts else "BF16"
+    precision = FLOATS.get(dtype, "int8" if dtype == "I8" else "packed")
+    return {"precision": precision, "quantised": _scaling(header, tensors)}
+
+
+def _scaling(header: Header, tensors: Mapping[str, TensorEntry]) -> str:
+    leaves = {name.rpartition(".")[2] for name in tensors}
+    if "comfy_quant" in leaves or "_quantization_metadata" in header.metadata:
+        return "comfy_quant"
+    if "scaled_fp8" in leaves:
+        return "scaled_fp8"
+    return "unmarked" if leaves & {"scale_weight", "weight_scale"} else ""

@@ -1,0 +1,55 @@
+"""What a file name says that its tensors cannot: which expert it holds, and whether it is distilled to few steps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+HIGH, LOW = "high", "low"
+# high_noise, HighNoise, -HIGH_, high_noise_model; not "flow", "highres" or "slow"
+EXPERT_WORD = re.compile(r"(?<![a-z])(high|low)(?=[-_. ]?noise|(?![a-z]))", re.IGNORECASE)
+EXPERT_LETTER = re.compile(r"(?<=[-_])([hl])(?=[-_.])", re.IGNORECASE)
+DISTILLED = re.compile(
+    r"lightx2v|lightning|distill|causvid|accvid|fusionx|self[-_ ]?forcing|turbo|(?<!\d)[1-8][-_ ]?steps?(?![a-z])|"
+    r"(?<![a-z])(rcm|dmd|lcm)(?![a-z])",
+    re.IGNORECASE,
+)
+OTHER = {"high": "low", "low": "high", "h": "l", "l": "h"}
+
+
+def expert_of(name: str) -> str | None:
+    """Returns "high" or "low" if the file name says so, else its folder; None if neither does or both words occur."""
+    for part in reversed(PurePath(name.replace("\\", "/")).parts[-2:]):
+        for pattern in (EXPERT_WORD, EXPERT_LETTER):
+            found = {match[1].lower() for match in pattern.finditer(part)}
+            if len(found) == 1:
+                return {"h": HIGH, "l": LOW}.get(word := found.pop(), word)
+            if found:
+                return None
+    return None
+
+
+def partner_names(name: str) -> tuple[str, ...]:
+    """Names that the other expert's file would have: in the same folder, and in the folder named after it."""
+    folder, slash, base = name.replace("\\", "/").rpartition("/")
+    swapped = _swap(base)
+    same_folder = folder + slash + swapped
+    other_folder = _swap(folder) + slash + swapped
+    return tuple(dict.fromkeys(found for found in (same_folder, other_folder) if found != name.replace("\\", "/")))
+
+
+def is_distilled(name: str) -> bool:
+    """True if the name says that a model or LoRA needs a few steps only."""
+    return bool(DISTILLED.search(name))
+
+
+def _swap(text: str) -> str:
+    pattern = EXPERT_WORD if EXPERT_WORD.search(text) else EXPERT_LETTER
+    return pattern.sub(lambda match: _like(OTHER[match[1].lower()], match[1]), text)
+
+
+def _like(word: str, model: str) -> str:
+    """The word in the capitals of the model: HIGH -> LOW, High -> Low."""
+    if model.isupper():
+        return word.upper()
+    return word.capitalize() if model[0].isupper() else word

@@ -1,0 +1,139 @@
+"""Checks that files belong together, by their headers: before anything large is read, naming both and the right one."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import WrongModelError
+from .families import DIFFUSION_MODEL, KIND_TITLES, TEXT_ENCODER, VAE
+from .inspect import Checkpoint
+from .names import HIGH, LOW, partner_names
+
+# Published names. Source: huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged, split_files.
+FOLDERS = {DIFFUSION_MODEL: "models/diffusion_models", TEXT_ENCODER: "models/text_encoders", VAE: "models/vae"}
+VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
+TEXT_ENCODER_FILE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+KIND_FILES = {
+    DIFFUSION_MODEL: "a Wan 2.2 model, such as wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
+    TEXT_ENCODER: TEXT_ENCODER_FILE,
+    VAE: f"{VAE_FILES[16]} (or {VAE_FILES[48]} for TI2V-5B)",
+}
+
+
+def place(kind: str) -> str:
+    """One sentence: which published file belongs into which folder."""
+    return f"Take {KIND_FILES[kind]} from {FOLDERS[kind]}"
+
+
+def require(checkpoint: Checkpoint, kind: str) -> None:
+    """Raises:
+    WrongModelError: the file is of another kind, or of another family than Wan's.
+    """
+    wanted = KIND_TITLES[kind]
+    if checkpoint.kind != kind:
+        raise WrongModelError(
+            f"This file is no {wanted}",
+            where=_path(checkpoint),
+            found=f"a {_title(checkpoint)}",
+            expected=f"a {wanted}",
+            remedy=place(kind),
+        )
+    if kind == DIFFUSION_MODEL:
+        _require_known(checkpoint)
+    elif checkpoint.family.id not in ("umt5", "vae21", "vae22"):
+        raise WrongModelError(
+            f"This {wanted} is not Wan's",
+            where=_path(checkpoint),
+            found=f"a {checkpoint.family.title}",
+            expected="UMT5" if kind == TEXT_ENCODER else "a Wan VAE",
+            remedy=place(kind),
+        )
+
+
+def _require_known(checkpoint: Checkpoint) -> None:
+    if checkpoint.task is None:
+        native = checkpoint.config is not None
+        raise WrongModelError(
+            "This pack has no model for this file",
+            where=_path(checkpoint),
+            found=f"a {checkpoint.family.title}",
+            expected="Wan 2.2 T2V-A14B, I2V-A14B, TI2V-5B or Wan 2.1 T2V",
+            remedy="Open it with ComfyUI's Load Diffusion Model node" if native else place(DIFFUSION_MODEL),
+        )
+    if checkpoint.quantised == "unmarked" or (checkpoint.precision == "packed" and not checkpoint.quantised):
+        raise WrongModelError(
+            "The quantisation of this file is not one that the pack reads",
+            where=_path(checkpoint),
+            found=f"{checkpoint.precision} weights with scales and no mark of their format",
+            remedy="Take the bf16, fp16 or fp8_scaled file of this model",
+        )
+
+
+def check_pair(high: Checkpoint, low: Checkpoint) -> None:
+    """Checks the two experts of one model.
+
+    Raises:
+        WrongModelError: same file, same expert twice, swapped, or models that differ in task or size.
+    """
+    if os.path.realpath(high.path) == os.path.realpath(low.path):
+        _refuse_pair(high, low, "the same file twice", "the two experts of one model")
+    if high.family.id != low.family.id or high.config != low.config:
+        _refuse_pair(high, low, f"{_sized(high)} and {_sized(low)}", "two experts of one model")
+    if high.expert == LOW and low.expert == HIGH:
+        _refuse_pair(high, low, "a low-noise model as high and a high-noise model as low", "them the other way round")
+    if high.expert is not None and high.expert == low.expert:
+        _refuse_pair(high, low, f"two {high.expert}-noise models", "one high-noise and one low-noise model")
+
+
+def check_vae(model: Checkpoint, vae: Checkpoint) -> None:
+    """Raises:
+    WrongModelError: the VAE makes latents with another number of channels than the model takes.
+    """
+    assert model.config is not None
+    channels = model.config.out_dim
+    if vae.width != channels:
+        raise WrongModelError(
+            "This VAE does not fit the model",
+            where=_path(vae),
+            found=f"{vae.width} latent channels, {model.name} takes {channels}",
+            remedy=f"Take {VAE_FILES.get(channels, 'the VAE published with the model')} from {FOLDERS[VAE]}",
+        )
+
+
+def check_text_encoder(model: Checkpoint, text_encoder: Checkpoint) -> None:
+    """Raises:
+    WrongModelError: the text encoder's embedding is not as wide as the model's text input.
+    """
+    assert model.config is not None
+    if text_encoder.width != model.config.text_dim:
+        raise WrongModelError(
+            "This text encoder does not fit the model",
+            where=_path(text_encoder),
+            found=f"embeddings of width {text_encoder.width}, {model.name} takes {model.config.text_dim}",
+            remedy=place(TEXT_ENCODER),
+        )
+
+
+def _refuse_pair(high: Checkpoint, low: Checkpoint, found: str, expected: str) -> None:
+    names = partner_names(high.name) if high.expert != LOW else ()
+    raise WrongModelError(
+        "These two models are no pair",
+        where=f"{_path(high)} as high, {_path(low)} as low",
+        found=found,
+        expected=expected,
+        remedy=f"Take {names[0]} as low" if names else "Take the high-noise and the low-noise file of one release",
+    )
+
+
+def _path(checkpoint: Checkpoint) -> str:
+    return repr(str(checkpoint.path))
+
+
+def _title(checkpoint: Checkpoint) -> str:
+    title = checkpoint.family.title
+    return title if KIND_TITLES[checkpoint.kind] in title else f"{title} ({KIND_TITLES[checkpoint.kind]})"
+
+
+def _sized(checkpoint: Checkpoint) -> str:
+    assert checkpoint.config is not None
+    return f"{checkpoint.family.title} (width {checkpoint.config.dim}, {checkpoint.config.num_layers} layers)"

@@ -27,6 +27,8 @@ class TransformerConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
     rope_theta: float = 10000.0
+    image_dim: int = 0  # width of the CLIP features that the cross-attention takes; 0: it takes none
+    image_positions: int = 0  # learned positions of those features, for a first and a last picture; 0: none
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -58,4 +60,6 @@ class TransformerConfig:
             text_dim=shapes["text_embedding.0.weight"][1],
             freq_dim=shapes["time_embedding.0.weight"][1],
             patch_size=(volume[0], volume[1], volume[2]),
+            image_dim=shapes.get("img_emb.proj.0.weight", (0,))[0],
+            image_positions=shapes.get("img_emb.emb_pos", (0, 0))[1],
         )

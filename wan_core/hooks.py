@@ -1,0 +1,43 @@
+"""Where a host may look into the forward pass or change it. Empty by default: plain PyTorch needs none of it.
+
+The slots are those that ComfyUI's model patches reach (`attn1_patch`, `attn2_patch`, `patches_replace["dit"]`,
+`double_block`, rope options, attention override); the bridge translates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .stream import Stream
+
+Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # (q, k, v, heads) -> out, all [B, L, heads * d]
+Block = Callable[[Tensor, Stream], Tensor]  # (tokens, stream) -> tokens
+ReplaceBlock = Callable[[Tensor, Stream, Block], Tensor]  # (tokens, stream, the block itself) -> tokens
+AfterBlock = Callable[[int, Tensor, Stream], Tensor]  # (index, tokens, stream) -> tokens
+AtBlock = Callable[[int, int, tuple[int, int, int]], None]  # (index, number of blocks, grid of video tokens)
+
+
+@dataclass(frozen=True)
+class PositionTransform:
+    """position -> position * scale + shift, along time, rows and columns."""
+
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The hooks of one forward call."""
+
+    attention: Attention | None = None  # in place of wan_core's choice
+    self_attention: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = ()  # (x, q, k) -> x, before `o`
+    cross_attention: tuple[Callable[[Tensor], Tensor], ...] = ()  # tokens -> tokens, after the residual
+    replace_block: Mapping[int, ReplaceBlock] = field(default_factory=dict)
+    after_block: tuple[AfterBlock, ...] = ()
+    positions: PositionTransform | None = None  # of the video's tokens
+    at_block: AtBlock | None = None  # before each block
+    stream_options: Any = None  # handed to ops.stream as it is

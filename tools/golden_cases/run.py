@@ -8,7 +8,9 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import Family, Golden, Result, __name__ as package, __path__ as folders, read
+from . import Family, Golden, Result, read
+from . import __name__ as package
+from . import __path__ as folders
 
 HELPERS = ("recipe", "run")
 NO_CASES = ("manifest",)  # lists the files' hashes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from wancore.wan_core.rope import frequencies, grid_positions, rotate, rotation
+from wancore.wan_core.rope import frequencies, grid_axes, grid_rotation, rotate
 from wancore.wan_core.transformer import sinusoid
 
 from . import Golden, Result, compare
@@ -19,12 +19,12 @@ def tables(golden: Golden) -> Iterator[Result]:
     for name in tensors:
         kind, _, what = name.partition(".")
         if kind == "rope" and what.startswith("d"):
-            angles = torch.outer(tensors["rope.positions"].double(), frequencies(int(what[1:]), 10000.0))
+            angles = torch.outer(tensors["rope.positions"].double(), frequencies(int(what[1:])))
             ours = torch.stack([angles.cos(), angles.sin()], dim=-1)
         elif name == "rope_apply.out":
             x = tensors["rope_apply.x"]
             (grid,) = tensors["rope_apply.grid"].tolist()
-            ours = rotate(x, rotation(grid_positions(grid), x.shape[-1]))
+            ours = rotate(x, grid_rotation(grid_axes(grid), x.shape[-1], like=x))
         elif kind == "time" and what.startswith("sin_"):
             ours = sinusoid(tensors["time.t"], int(what[4:]))
         else:

@@ -1,8 +1,56 @@
-"""What ComfyUI is running here: its version, and which of its features exist."""
+"""What ComfyUI is running here: its version, and which of its features exist. The one place that asks."""
 
 from __future__ import annotations
+
+import importlib
+import re
+from types import ModuleType
+
+COMFYUI = (0, 24, 0)  # first version whose operations, mixed precision and node API the pack needs
+TORCH = (2, 4, 0)  # first version with RMS norm
 
 
 def missing_requirement() -> str | None:
     """Returns one line that names what is too old, found and needed; None when everything fits."""
+    import torch
+
+    for name, found, needed in (("ComfyUI", comfyui_version(), COMFYUI), ("PyTorch", torch.__version__, TORCH)):
+        if version_numbers(found) < needed:
+            wanted = ".".join(map(str, needed))
+            return f"{name} {found or '(unknown version)'} is too old, {wanted} or newer is needed: update {name}"
     return None
+
+
+def comfyui_version() -> str:
+    """The version of the running ComfyUI; empty for those that do not state one."""
+    try:
+        return importlib.import_module("comfyui_version").__version__
+    except (ImportError, AttributeError):
+        return ""
+
+
+def version_numbers(version: str) -> tuple[int, int, int]:
+    """The first three numbers: "2.11.0+cu130" -> (2, 11, 0), "" -> (0, 0, 0)."""
+    numbers = [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
+    first, second, third = (*numbers, 0, 0, 0)[:3]
+    return first, second, third
+
+
+def prefetch_module() -> ModuleType | None:
+    """ComfyUI's queue that fetches the next block's weights during the current block's computation, where it exists."""
+    try:
+        module = importlib.import_module("comfy.model_prefetch")
+    except ImportError:
+        return None
+    needed = ("make_prefetch_queue", "prefetch_queue_pop")
+    return module if all(hasattr(module, name) for name in needed) else None
+
+
+def attention_is_chosen() -> bool:
+    """True where the user, by a command-line flag, or the device asks for another attention than PyTorch's own."""
+    import comfy.model_management as management
+
+    enabled = ("sage_attention_enabled", "flash_attention_enabled", "xformers_enabled")
+    if any(getattr(management, name, lambda: False)() for name in enabled):
+        return True
+    return not management.pytorch_attention_enabled()

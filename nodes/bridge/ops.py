@@ -1,0 +1,47 @@
+"""The transformer's `ops` over ComfyUI's layers: casting, offloading and quantised storage stay ComfyUI's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import comfy.ops
+from torch import Tensor, nn
+
+from . import host
+
+
+@lru_cache(maxsize=16)  # ComfyUI makes a new class for each quantised model
+def wan_operations(native: type) -> type:
+    """Returns the layers of `native` with the two functions that the transformer asks of its host.
+
+    The transformer passes float32 to layers that hold bfloat16, so layers that never cast give way to those that do.
+    """
+    casting = native if issubclass(native, comfy.ops.manual_cast) else comfy.ops.manual_cast
+    return type("WanOps", (casting,), {"weights": staticmethod(weights), "stream": staticmethod(stream)})
+
+
+@contextmanager
+def weights(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yields weight and bias on `like`'s device and in its dtype; they may be gone after the context."""
+    weight, bias, handle = comfy.ops.cast_bias_weight(module, like, offloadable=True)
+    try:
+        yield weight, bias
+    finally:
+        comfy.ops.uncast_bias_weight(module, weight, bias, handle)
+
+
+def stream(blocks: Iterable[nn.Module], x: Tensor, options: dict[str, Any] | None) -> Iterator[tuple[int, nn.Module]]:
+    """Yields (index, block); while a block computes, the next one's weights are on their way to the GPU."""
+    prefetch = host.prefetch_module()
+    blocks = list(blocks)
+    if prefetch is None:
+        yield from enumerate(blocks)
+        return
+    queue = prefetch.make_prefetch_queue(blocks, x.device, options or {})
+    for index, block in enumerate(blocks):
+        prefetch.prefetch_queue_pop(queue, x.device, block)
+        yield index, block
+    prefetch.prefetch_queue_pop(queue, x.device, None)

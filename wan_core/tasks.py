@@ -31,5 +31,8 @@ I2V_A14B = Task("i2v-A14B", "Wan 2.2 I2V-A14B", 40, 5.0, 3.5, 3.5, 0.900, 16, 81
 TI2V_5B = Task("ti2v-5B", "Wan 2.2 TI2V-5B", 50, 5.0, 5.0, 5.0, None, 24, 121, 48, 32)
 # Wan-Video/Wan2.1 README: shift 8 to 12 and guidance 6 for the 1.3B model
 T2V_1_3B = Task("t2v-1.3B", "Wan 2.1 T2V-1.3B", 50, 8.0, 6.0, 6.0, None, 16, 81, 16, 16)
+# Wan-Video/Wan2.1 generate.py
+I2V_21 = Task("i2v-2.1", "Wan 2.1 I2V-14B", 40, 5.0, 5.0, 5.0, None, 16, 81, 16, 16)
+FLF2V_21 = Task("flf2v-2.1", "Wan 2.1 FLF2V-14B", 50, 16.0, 5.0, 5.0, None, 16, 81, 16, 16)
 
-TASKS = {task.id: task for task in (T2V_A14B, I2V_A14B, TI2V_5B, T2V_1_3B)}
+TASKS = {task.id: task for task in (T2V_A14B, I2V_A14B, TI2V_5B, T2V_1_3B, I2V_21, FLF2V_21)}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..config import TransformerConfig
-from ..tasks import I2V_A14B, T2V_1_3B, T2V_A14B, TI2V_5B
+from ..tasks import FLF2V_21, I2V_21, I2V_A14B, T2V_1_3B, T2V_A14B, TI2V_5B
 
 Shapes = Mapping[str, tuple[int, ...]]
 DIFFUSION_MODEL, TEXT_ENCODER, VAE, LORA = "diffusion_model", "text_encoder", "vae", "lora"
@@ -99,8 +99,8 @@ TRUNKS = (  # files with `head.modulation`; names as in the official spelling
     Family(DIFFUSION_MODEL, "scail2", "SCAIL-2", _has("patch_embedding_mask.weight")),
     Family(DIFFUSION_MODEL, "scail", "SCAIL", _has("patch_embedding_pose.weight")),
     Family(DIFFUSION_MODEL, "dancer", "WanDancer", _has("patch_embedding_global.weight")),
-    Family(DIFFUSION_MODEL, "flf2v-2.1", "Wan 2.1 FLF2V-14B", _has("img_emb.emb_pos")),
-    Family(DIFFUSION_MODEL, "i2v-2.1", "Wan 2.1 I2V", _has("img_emb.proj.0.bias")),
+    Family(DIFFUSION_MODEL, FLF2V_21.id, FLF2V_21.title, _has("img_emb.emb_pos")),
+    Family(DIFFUSION_MODEL, I2V_21.id, I2V_21.title, _has("img_emb.proj.0.bias")),
     Family(DIFFUSION_MODEL, "fun-control", "Wan Fun Control", _has("ref_conv.weight")),
     Family(DIFFUSION_MODEL, TI2V_5B.id, TI2V_5B.title, _plain(48, 48)),
     Family(DIFFUSION_MODEL, I2V_A14B.id, I2V_A14B.title, _plain(36, 16)),

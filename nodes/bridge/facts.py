@@ -1,0 +1,82 @@
+"""What a MODEL is, ours or a native one: task, expert, distilled or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.wan.model
+import comfy.model_base
+
+from ...wan_core.errors import WrongModelError
+from ...wan_core.tasks import FLF2V_21, I2V_21, I2V_A14B, T2V_1_3B, T2V_A14B, TI2V_5B, Task
+from ...wan_core.transformer import WanTransformer
+from ...wan_core.weights.names import expert_of, is_distilled
+
+DISTILLED = "wan_core_distilled"  # attachment of a patcher that carries a step-distillation LoRA
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What sampling needs to know of a MODEL."""
+
+    task: Task
+    expert: str | None  # "high", "low"; from the file's name
+    distilled: bool  # made for a few steps without guidance, by a LoRA or by itself
+    path: str | None
+    in_dim: int
+    latent_channels: int
+    is_native: bool  # ComfyUI's own Wan
+
+
+def model_facts(model_patcher: Any) -> ModelFacts:
+    """Reads the facts off a patcher.
+
+    Raises:
+        WrongModelError: the MODEL is not Wan.
+    """
+    network = getattr(model_patcher.model, "diffusion_model", None)
+    is_native = isinstance(network, comfy.ldm.wan.model.WanModel)
+    if not is_native and not isinstance(network, WanTransformer):
+        raise WrongModelError(
+            "This MODEL is not Wan",
+            found=type(model_patcher.model).__name__,
+            remedy="Connect a model from Wan Load Models or from Load Diffusion Model with a Wan file",
+        )
+    path = _path_of(model_patcher)
+    name = "/".join(Path(path).parts[-2:]) if path else ""
+    return ModelFacts(
+        task=_task_of(network),
+        expert=expert_of(name),
+        distilled=_is_distilled(model_patcher, name),
+        path=path,
+        in_dim=network.in_dim,
+        latent_channels=network.out_dim,
+        is_native=is_native,
+    )
+
+
+def _path_of(model_patcher: Any) -> str | None:
+    """Both our loader and ComfyUI's keep what they would load again."""
+    made_by = getattr(model_patcher, "cached_patcher_init", None)
+    path = made_by[1][0] if made_by and made_by[1] else None
+    return path if isinstance(path, str) else None
+
+
+def _task_of(network: Any) -> Task:
+    if network.out_dim == TI2V_5B.latent_channels:
+        return TI2V_5B
+    if network.model_type == "i2v":
+        return FLF2V_21 if "img_emb.emb_pos" in dict(network.named_parameters()) else I2V_21
+    if network.in_dim > network.out_dim:
+        return I2V_A14B
+    return T2V_1_3B if network.dim == 1536 else T2V_A14B
+
+
+def _is_distilled(model_patcher: Any, name: str) -> bool:
+    if is_distilled(Path(name).name) or model_patcher.get_attachment(DISTILLED):
+        return True
+    notes = model_patcher.get_attachment("lora_metadata")  # left by ComfyUI's LoRA loaders, which keep no name
+    return notes is not None and is_distilled(json.dumps(notes, default=str))

@@ -1,0 +1,219 @@
+"""Our transformer as a native MODEL: ComfyUI's conditioning, sampling, patching and memory management around it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from functools import lru_cache, partial
+from typing import Any
+
+import comfy.latent_formats
+import comfy.ldm.common_dit
+import comfy.model_base
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from torch import Tensor
+
+from ...wan_core.conditioning import Conditioning, ContextGroup
+from ...wan_core.config import TransformerConfig
+from ...wan_core.errors import InputError, WrongModelError
+from ...wan_core.transformer import WanTransformer
+from ...wan_core.weights import Checkpoint, inspect, require
+from ...wan_core.weights.families import DIFFUSION_MODEL
+from ...wan_core.weights.keys import check_tensors
+from .hooks import hooks_of
+from .ops import wan_operations
+
+LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
+
+
+class HostedTransformer(WanTransformer):
+    """The transformer with the constructor and the call of ComfyUI's diffusion models."""
+
+    def __init__(
+        self, *, image_model: str, model_type: str, dtype: torch.dtype, device: Any, operations: type, **sizes: Any
+    ) -> None:
+        """`sizes` are the fields of TransformerConfig; the rest is what ComfyUI passes to every model."""
+        super().__init__(TransformerConfig(**sizes), ops=wan_operations(operations), device=device, dtype=dtype)
+        self.model_type = model_type  # "t2v" or "i2v", read by nodes
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        clip_fea: Tensor | None = None,
+        time_dim_concat: Tensor | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conds: Any,
+    ) -> Tensor:
+        """x [B, C, F, H, W] with concat channels, timestep [B] or [B, F] in 0..1000 -> velocity [B, C_out, F, H, W].
+
+        Wrappers get the positional arguments of native Wan.
+        """
+        options = {} if transformer_options is None else transformer_options
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._predict, self, wrappers)
+        return executor.execute(x, timestep, context, clip_fea, time_dim_concat, options, **conds)
+
+    def _predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        clip_fea: Tensor | None,
+        time_dim_concat: Tensor | None,
+        transformer_options: dict[str, Any],
+        **conds: Any,
+    ) -> Tensor:
+        if conds.get("context_latents") is not None:
+            raise InputError(
+                "In-context reference latents are not read by this model yet",
+                where="context_latents of the conditioning",
+                remedy="Load the model with ComfyUI's Load Diffusion Model node",
+            )
+        frames, rows, columns = x.shape[2:]
+        if time_dim_concat is not None:  # reference frames after the clip, cut off below
+            pad = partial(comfy.ldm.common_dit.pad_to_patch_size, patch_size=self.patch_size)
+            x = torch.cat([pad(x), pad(time_dim_concat)], dim=2)
+        contexts = () if clip_fea is None or not self.config.image_dim else (ContextGroup(clip_fea),)
+        velocity = super().forward(x, timestep, Conditioning(context, contexts=contexts), hooks_of(transformer_options))
+        return velocity[:, :, :frames, :rows, :columns]
+
+
+class _Hosted:
+    """Puts the HostedTransformer into a native model class, whose conditioning it inherits, and loads it strictly."""
+
+    def __init__(self, model_config: Any, image_to_video: bool = False, device: Any = None) -> None:
+        super(comfy.model_base.WAN21, self).__init__(  # pyright: ignore[reportArgumentType]
+            model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostedTransformer
+        )
+        self.image_to_video = image_to_video
+
+    def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", assign: bool = False) -> Any:
+        """Takes the tensors under the prefix out of `sd`.
+
+        Raises:
+            WrongModelError: tensors are missing or left over.
+        """
+        names = [name for name in sd if name.startswith(unet_prefix)]
+        weights = {name[len(unet_prefix) :]: sd.pop(name) for name in names}
+        result = self.diffusion_model.load_state_dict(weights, strict=False, assign=assign)
+        for what, keys in (("missing", result.missing_keys), ("left over", result.unexpected_keys)):
+            if keys:
+                raise WrongModelError(
+                    "The tensors of this file are not those of the model that it looks like",
+                    found=f"{len(keys)} {what}: {', '.join(keys[:5])}",
+                    remedy="Take an unchanged file of this model",
+                )
+        return self
+
+
+class WanModel(_Hosted, comfy.model_base.WAN21):
+    """Wan with the latents of VAE 2.1."""
+
+
+class WanModel5B(_Hosted, comfy.model_base.WAN22):
+    """TI2V-5B: the latents of VAE 2.2, one timestep per latent frame where a mask keeps frames."""
+
+
+class WanConfig(comfy.supported_models.WAN21_T2V):
+    """What ComfyUI wants to know of a model before it is built."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        config, task = checkpoint.config, checkpoint.task
+        assert config is not None and task is not None
+        model_type = "i2v" if config.image_dim else "t2v"
+        super().__init__({"image_model": "wan2.1", "model_type": model_type, **asdict(config)})
+        self.latent_format = LATENT_FORMATS[config.out_dim]()
+        self.sampling_settings = {"shift": task.shift}
+        # The float type of the file; bfloat16 for quantised and float32 files. A bfloat16 file is never run in
+        # float16, whose range is too small for it. ComfyUI's flags and devices without these types still decide.
+        half = [torch.float16, torch.bfloat16] if checkpoint.precision == "fp16" else [torch.bfloat16]
+        self.supported_inference_dtypes = [*half, torch.float32]
+
+    def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> Any:
+        """Builds the model without weights."""
+        model = WanModel5B if isinstance(self.latent_format, comfy.latent_formats.Wan22) else WanModel
+        sizes = self.unet_config
+        return model(self, image_to_video=sizes["model_type"] == "i2v" and sizes["in_dim"] == 36, device=device)
+
+
+def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
+    """Returns the patcher of a Wan diffusion model; `dtype` of the weights, None: as WanConfig says.
+
+    Everything that the header can tell is checked before a tensor is read.
+
+    Raises:
+        WeightsFileError: the file cannot be read as weights.
+        WrongModelError: it is no Wan model that the pack runs, or its tensors are not the model's.
+    """
+    checkpoint = inspect(path)
+    check_model_file(checkpoint)
+    sd, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    sd = _official(sd, checkpoint, metadata)
+    config = WanConfig(checkpoint)
+    config.quant_config = comfy.utils.detect_layer_quantization(sd, "")
+    _set_dtypes(config, sd, dtype)
+    model = config.get_model(sd)
+    patcher_class = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:  # ComfyUI replaces CoreModelPatcher at its start: never bind it at import
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    offload_device = comfy.model_management.unet_offload_device()
+    patcher = patcher_class(model, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
+    if not comfy.model_management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(sd, "", assign=patcher.is_dynamic())  # mapped from the file where ComfyUI maps
+    patcher.cached_patcher_init = (partial(load_model, dtype=dtype), (str(path),))
+    logging.info("Wan: %s loaded as %s", checkpoint.name, checkpoint.family.title)
+    return patcher
+
+
+def check_model_file(checkpoint: Checkpoint) -> None:
+    """Checks by the header that the file is a model of the pack, whole, and of known layout.
+
+    Raises:
+        WrongModelError: it is not.
+    """
+    require(checkpoint, DIFFUSION_MODEL)
+    assert checkpoint.config is not None
+    packed = checkpoint.precision == "packed"
+    check_tensors(repr(str(checkpoint.path)), checkpoint.shapes, _expected_shapes(checkpoint.config), packed=packed)
+
+
+@lru_cache(maxsize=8)
+def _expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    weights = WanTransformer(config, device="meta").state_dict()
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+def _official(sd: dict[str, Tensor], checkpoint: Checkpoint, metadata: Any) -> dict[str, Tensor]:
+    """Official names, without the tensors of other models; old scaled fp8 in ComfyUI's present form."""
+    cut = len(checkpoint.prefix)
+    sd = {name[cut:]: tensor for name, tensor in sd.items() if name.startswith(checkpoint.prefix)}
+    sd, _ = comfy.utils.convert_old_quants(sd, "", metadata=metadata or {})
+    for name in [name for name in sd if name.endswith(".comfy_quant")]:
+        weight = sd.get(f"{name.removesuffix('.comfy_quant')}.weight")
+        if weight is not None and weight.dtype == torch.float8_e5m2:  # the conversion calls every layer e4m3
+            layer = json.loads(bytes(sd[name].tolist()))
+            sd[name] = torch.tensor(list(json.dumps({**layer, "format": "float8_e5m2"}).encode()), dtype=torch.uint8)
+    return sd
+
+
+def _set_dtypes(config: WanConfig, sd: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Types of storage and of computing, by ComfyUI's rules for the device, from the types that the config allows."""
+    management, device = comfy.model_management, comfy.model_management.get_torch_device()
+    stored = None if config.quant_config is not None else comfy.utils.weight_dtype(sd)
+    supported = config.supported_inference_dtypes
+    if dtype is None:
+        count = comfy.utils.calculate_parameters(sd)
+        dtype = management.unet_dtype(model_params=count, supported_dtypes=supported, weight_dtype=stored)
+    storage = None if config.quant_config is not None else dtype
+    config.set_inference_dtype(dtype, management.unet_manual_cast(storage, device, supported), device=device)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Sigma = TypeVar("Sigma", float, np.ndarray)
 TIMESTEPS = 1000  # of the flow that the models are trained on
 LARGEST_SIGMA = float(np.float32(1.0 - 1.0 / TIMESTEPS))  # where the official UniPC starts, before the shift
 
@@ -36,7 +38,7 @@ class Schedule:
         return Schedule(self.sigmas[first:], self.timesteps[first:])
 
 
-def shifted(sigma: np.ndarray, shift: float) -> np.ndarray:
+def shifted(sigma: Sigma, shift: float) -> Sigma:
     """Moves sigmas 0..1 towards 1 for shift > 1; 0 and 1 stay. Source: Esser et al. 2024, arXiv:2403.03206, 5.3.2."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 

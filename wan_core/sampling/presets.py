@@ -1,0 +1,113 @@
+"""Presets of the sampler, and what they come to for a model: everything that a run is sampled with, as data.
+
+0 and "auto" stand for "from the preset"; what a preset leaves open comes from the task's official defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..errors import InputError
+from ..tasks import Task
+
+AUTO, OFFICIAL = "auto", "official"
+OFFICIAL_SOLVERS = ("official_unipc", "official_dpmpp")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is sampled. As wishes, 0 and "auto" are open; as the result of `resolve`, nothing is."""
+
+    preset: str = AUTO
+    steps: int = 0
+    guidance_high: float = 0.0
+    guidance_low: float = 0.0
+    shift: float = 0.0
+    boundary: float = 0.0  # below 1 a sigma, from 1 on the number of steps on the high expert
+    solver: str = AUTO
+    schedule: str = AUTO
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row: its settings, and whether they only suit models with a step-distillation LoRA."""
+
+    about: str
+    settings: Settings
+    distilled: bool = False
+
+
+PRESETS = {
+    OFFICIAL: Preset(
+        "as the official code samples: its steps, guidance, shift, UniPC solver and integer timesteps",
+        Settings(solver="official_unipc", schedule=OFFICIAL),
+    ),
+    # ModelTC/Wan2.2-Lightning and lightx2v/Wan2.2-Lightning: 4 steps, no guidance, shift 5, Euler
+    "fast": Preset(
+        "4 steps without guidance, for models with a step-distillation LoRA (Lightning, lightx2v)",
+        Settings(steps=4, guidance_high=1.0, guidance_low=1.0, shift=5.0, solver="euler", schedule="simple"),
+        distilled=True,
+    ),
+    "balanced": Preset(
+        "as official, in 20 steps",
+        Settings(steps=20, solver="official_unipc", schedule=OFFICIAL),
+    ),
+    "draft": Preset(
+        "as official, in 10 steps: to choose a seed or a prompt",
+        Settings(steps=10, solver="official_unipc", schedule=OFFICIAL),
+    ),
+}
+
+
+def resolve(wishes: Settings, task: Task, *, distilled: bool, experts: int = 1) -> Settings:
+    """What the wishes come to for a task: wish, else preset, else official default. Preset auto: fast if distilled.
+
+    Raises:
+        InputError: fast without a step-distillation LoRA; two experts for a task that has no boundary.
+    """
+    name = wishes.preset if wishes.preset != AUTO else ("fast" if distilled else OFFICIAL)
+    preset = PRESETS[name]
+    if preset.distilled and not distilled:
+        raise InputError(
+            "This preset needs models that are distilled to a few steps",
+            where="preset",
+            found=f"{name}, and a model without a step-distillation LoRA",
+            remedy="Put Wan LoRA Pair with the 4-step LoRAs before the sampler, or choose auto",
+        )
+    default = Settings(
+        steps=task.steps,
+        guidance_high=task.guidance_high,
+        guidance_low=task.guidance_low,
+        shift=task.shift,
+        boundary=task.boundary or 0.0,
+    )
+    solver = preset.settings.solver if wishes.solver == AUTO else wishes.solver
+    schedule = wishes.schedule
+    if schedule == AUTO:
+        schedule = OFFICIAL if solver in OFFICIAL_SOLVERS else preset.settings.schedule
+    chosen = {field: _first(field, wishes, preset.settings, default) for field in _NUMBERS}
+    if experts == 2 and not chosen["boundary"]:
+        raise InputError(
+            "This model has one expert only",
+            where="low",
+            found=f"a second model for {task.title}",
+            remedy="Disconnect it, or set boundary to the sigma at which it takes over",
+        )
+    return replace(wishes, preset=name, solver=solver, schedule=schedule, **chosen)
+
+
+def summary(settings: Settings, high: int, low: int | None) -> str:
+    """What a run came to: "4 steps: 2 high + 2 low, cfg 1, shift 5"; low is None where there is one model."""
+    steps = high + (low or 0)
+    share = "" if low is None else f": {high} high + {low} low"
+    guidance = f"{settings.guidance_high:g}"
+    if low is not None and settings.guidance_low != settings.guidance_high:
+        guidance += f" / {settings.guidance_low:g}"
+    return f"{steps} step{'s' * (steps != 1)}{share}, cfg {guidance}, shift {settings.shift:g}"
+
+
+_NUMBERS = ("steps", "guidance_high", "guidance_low", "shift", "boundary")
+
+
+def _first(field: str, *rows: Settings) -> float:
+    return next((value for row in rows if (value := getattr(row, field))), 0)

@@ -5,16 +5,21 @@ Everything goes through the native object patch of `model_sampling` on clones; t
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import comfy.model_sampling
 import comfy.samplers
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from ...wan_core.sampling.schedules import TIMESTEPS, Schedule
+from ...wan_core.sampling.dpmpp import sample_dpmpp
+from ...wan_core.sampling.schedules import LARGEST_SIGMA, TIMESTEPS, Schedule, shifted
+from ...wan_core.sampling.unipc import sample_unipc
 
 NEAR = 1e-6  # sigmas closer than this are the same step of a schedule
+OFFICIAL_SOLVERS = {"official_unipc": sample_unipc, "official_dpmpp": sample_dpmpp}
 ROUNDING = 1e-4  # of 1000 * sigma in float32
 
 
@@ -35,20 +40,19 @@ class OfficialSampling(FlowSampling):
 
     def __init__(self, model_config: Any, shift: float, schedule: Schedule | None = None) -> None:
         super().__init__(model_config, shift)
-        self.start = float(schedule.sigmas[0]) if schedule is not None else None
-        sigmas = schedule.sigmas[:-1] if schedule is not None else torch.empty(0)
-        timesteps = schedule.timesteps if schedule is not None else torch.empty(0)
+        sigmas = schedule.sigmas[:-1] if schedule is not None else torch.ones(1)
+        timesteps = schedule.timesteps if schedule is not None else torch.full((1,), TIMESTEPS)
+        self.register_buffer("start", torch.tensor(shifted(LARGEST_SIGMA, shift)), persistent=False)
         self.register_buffer("official_sigmas", sigmas.float(), persistent=False)
         self.register_buffer("official_timesteps", timesteps.float(), persistent=False)
 
     @property
     def sigma_max(self) -> Tensor:
-        return self.sigmas[-1] if self.start is None else self.sigmas.new_tensor(self.start)
+        """Where the official schedule starts: a run from here on is a whole one, and takes the noise as it is."""
+        return self.start
 
     def timestep(self, sigma: Tensor) -> Tensor:
         cut = torch.floor(sigma * self.multiplier + ROUNDING)
-        if self.start is None:
-            return cut
         distance, nearest = (sigma.reshape(-1, 1) - self.official_sigmas.to(sigma)).abs().min(dim=1)
         official = self.official_timesteps.to(sigma)[nearest]
         return torch.where(distance < NEAR, official, cut.reshape(-1)).reshape(sigma.shape)
@@ -74,6 +78,36 @@ def with_shift(model: Any, shift: float) -> Any:
 def with_official_timesteps(model: Any, shift: float, schedule: Schedule | None = None) -> Any:
     """A clone that samples as the official code does; `schedule` is the run's, where it is an official one."""
     return _with_sampling(model, OfficialSampling(model.model.model_config, shift, schedule))
+
+
+def native_samplers() -> list[str]:
+    """Names of ComfyUI's samplers."""
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def native_schedulers() -> list[str]:
+    """Names of ComfyUI's schedulers."""
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def sampler_object(name: str) -> Any:
+    """The SAMPLER of a name: an official solver, or one of ComfyUI's."""
+    if name not in OFFICIAL_SOLVERS:
+        return comfy.samplers.sampler_object(name)
+    solve = OFFICIAL_SOLVERS[name]
+
+    @functools.wraps(solve)
+    def with_bar(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any, disable: bool | None) -> Tensor:
+        with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+
+            def report(step: dict[str, Any]) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(step)
+
+            return solve(model, x, sigmas, extra_args=extra_args, callback=report)
+
+    return comfy.samplers.KSAMPLER(with_bar)
 
 
 def native_sigmas(model: Any, scheduler: str, sampler_name: str, steps: int, denoise: float) -> Tensor:

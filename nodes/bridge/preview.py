@@ -1,0 +1,61 @@
+"""What a run shows while it samples: ComfyUI's own bar and preview over both experts, and a line of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import latent_preview
+from torch import Tensor
+
+from .show import send_text, show_on_node
+
+
+class RunReport:
+    """Tells the user how far one run is: on the node, and as the progress text of ComfyUI's websocket."""
+
+    def __init__(self, node_id: str | None, summary: str, sigmas: Tensor, boundary: float | None) -> None:
+        self.node_id, self.summary, self.boundary = node_id, summary, boundary
+        self.sigmas = sigmas.tolist()
+        self.started = self.first_done = 0.0  # seconds; the first step holds the loading of the weights
+
+    def start(self) -> None:
+        """Shows what the run came to."""
+        self.started = time.monotonic()
+        show_on_node(self.node_id, self.summary)
+
+    def callback(self, model: Any, x0_output: dict[str, Tensor]) -> Callable[..., None]:
+        """The native callback (bar, preview, interrupt) followed by our line."""
+        native = latent_preview.prepare_callback(model, len(self.sigmas) - 1, x0_output)
+
+        def report(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
+            native(step, x0, x, total_steps)
+            send_text(self.node_id, f"{self.summary}\n{self.line(step, total_steps, time.monotonic())}")
+
+        return report
+
+    def finish(self) -> None:
+        """Leaves the summary and the time that the run took on the node."""
+        send_text(self.node_id, f"{self.summary}\nsampled in {duration(time.monotonic() - self.started)}")
+
+    def line(self, step: int, steps: int, now: float) -> str:
+        """ "step 2 of 4, high expert, sigma 0.938, 12 s left" after step number `step`, counted from 0."""
+        if step == 0:
+            self.first_done = now
+            left = (now - self.started) * (steps - 1)
+        else:
+            left = (now - self.first_done) / step * (steps - 1 - step)
+        sigma = self.sigmas[min(step, len(self.sigmas) - 1)]
+        expert = "" if self.boundary is None else f"{'high' if sigma >= self.boundary else 'low'} expert, "
+        return f"step {step + 1} of {steps}, {expert}sigma {sigma:.3f}, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text: "7 s", "2 min 5 s", "1 h 3 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

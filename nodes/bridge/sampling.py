@@ -1,0 +1,241 @@
+"""One call from a pair of MODELs to a sampled LATENT: checks, schedule, guider, run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...wan_core.errors import InputError, WrongModelError
+from ...wan_core.sampling.experts import boundary_after, steps_per_expert
+from ...wan_core.sampling.presets import OFFICIAL, Settings, resolve, summary
+from ...wan_core.sampling.schedules import official_schedule
+from .facts import ModelFacts, model_facts
+from .guider import DualExpertGuider
+from .preview import RunReport
+from .schedule import native_sigmas, patched_shift, sampler_object, with_official_timesteps, with_shift
+
+EMPTY_SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of native empty latents for any model
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The MODELs of a run; without `low`, the high one samples alone."""
+
+    high: Any
+    low: Any | None
+    facts: ModelFacts  # of the high one
+    low_facts: ModelFacts | None
+
+    @classmethod
+    def of(cls, high: Any, low: Any | None) -> Pair:
+        """Checks that the two belong together.
+
+        Raises:
+            WrongModelError: not Wan, or the low model is of another task.
+        """
+        facts, other = model_facts(high), model_facts(low) if low is not None else None
+        if other is not None and (other.task, other.in_dim) != (facts.task, facts.in_dim):
+            raise WrongModelError(
+                "The low model does not belong to the high one",
+                where=other.path or "low",
+                found=f"{other.task.title} with {other.in_dim} input channels",
+                expected=f"{facts.task.title} with {facts.in_dim}, as {facts.path or 'the high model'}",
+                remedy="Load both experts of one model",
+            )
+        return cls(high, low, facts, other)
+
+    @property
+    def distilled(self) -> bool:
+        """All of them are made for a few steps without guidance."""
+        return self.facts.distilled and (self.low_facts is None or self.low_facts.distilled)
+
+    def doubts(self) -> list[str]:
+        """What looks like a mistake, but may be meant."""
+        if self.low_facts is None:
+            return []
+        out = []
+        if (self.facts.expert, self.low_facts.expert) == ("low", "high"):
+            out.append("the experts look exchanged: the file on input high is named low")
+        if self.facts.distilled != self.low_facts.distilled:
+            which = "high" if self.facts.distilled else "low"
+            out.append(f"only the {which} model is distilled to a few steps")
+        return out
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which part of the schedule is run, and from what."""
+
+    seed: int
+    denoise: float = 1.0
+    start_at_step: int = 0
+    end_at_step: int = 10000
+    add_noise: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run ready to go: patched MODELs, sigmas [steps + 1], and what the settings came to."""
+
+    pair: Pair
+    settings: Settings
+    sigmas: Tensor
+    boundary: float  # a sigma
+
+    @property
+    def text(self) -> str:
+        """What the run comes to, with what looks wrong about it, line by line."""
+        high, low = steps_per_expert(self.sigmas, self.boundary)
+        share = (high + low, None) if self.pair.low is None else (high, low)
+        return "\n".join([summary(self.settings, *share), *self.pair.doubts()])
+
+    def guider(self, positive: Any, negative: Any) -> DualExpertGuider:
+        guider = DualExpertGuider(self.pair.high, self.pair.low, self.boundary)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(self.settings.guidance_high, self.settings.guidance_low)
+        return guider
+
+
+def settle(pair: Pair, wishes: Settings) -> Settings:
+    """What the wishes come to. A shift that a node before put on the models counts as a wish.
+
+    Raises:
+        InputError: the two carry different shifts, and none is wished for; see `resolve`.
+    """
+    if not wishes.shift:
+        shifts = {patched_shift(model) for model in (pair.high, pair.low) if model is not None} - {None}
+        if len(shifts) > 1:
+            raise InputError(
+                "The two experts carry different shifts",
+                where="shift",
+                found=" and ".join(f"{shift:g}" for shift in sorted(shifts)),
+                remedy="Set shift here, or give both the same one",
+            )
+        wishes = replace(wishes, shift=next(iter(shifts), 0.0))
+    return resolve(wishes, pair.facts.task, distilled=pair.distilled, experts=1 if pair.low is None else 2)
+
+
+def plan(pair: Pair, wishes: Settings, run: Run) -> Plan:
+    """Settles the schedule and patches it onto clones of the models; nothing is loaded.
+
+    Raises:
+        InputError: see `settle`; a start after the end.
+    """
+    settings = settle(pair, wishes)
+    models = [model for model in (pair.high, pair.low) if model is not None]
+    if settings.schedule == OFFICIAL:
+        schedule = official_schedule(settings.solver, settings.steps, settings.shift, run.denoise)
+        sigmas = schedule.sigmas
+        if schedule.timesteps.is_floating_point():
+            models = [with_shift(model, settings.shift) for model in models]
+        else:
+            models = [with_official_timesteps(model, settings.shift, schedule) for model in models]
+    else:
+        models = [with_shift(model, settings.shift) for model in models]
+        sigmas = native_sigmas(models[0], settings.schedule, settings.solver, settings.steps, run.denoise)
+    boundary = settings.boundary if settings.boundary < 1 else boundary_after(sigmas, round(settings.boundary))
+    high, low = (*models, None)[:2]
+    return Plan(replace(pair, high=high, low=low), settings, _part(sigmas, run), boundary)
+
+
+def guider(
+    pair: Pair, wishes: Settings, positive: Any, negative: Any, *, integer: bool
+) -> tuple[DualExpertGuider, str]:
+    """A GUIDER for sigmas of one's own, and what its settings came to. A boundary in steps needs the schedule.
+
+    Raises:
+        InputError: a boundary in steps; see `settle`.
+    """
+    settings = settle(pair, wishes)
+    if settings.boundary >= 1:
+        raise InputError(
+            "A guider does not know the steps",
+            where="boundary",
+            found=f"{settings.boundary:g}",
+            expected="a sigma below 1",
+            remedy="Give the sigma, or use Wan KSampler",
+        )
+    patch = with_official_timesteps if integer else with_shift
+    models = [patch(model, settings.shift) for model in (pair.high, pair.low) if model is not None]
+    high, low = (*models, None)[:2]
+    ready = Plan(replace(pair, high=high, low=low), settings, torch.empty(0), settings.boundary)
+    text = f"cfg {settings.guidance_high:g}, shift {settings.shift:g}"
+    if low is not None:
+        text = f"cfg {settings.guidance_high:g} / {settings.guidance_low:g}, shift {settings.shift:g}, "
+        text += f"boundary {settings.boundary:g}"
+    return ready.guider(positive, negative), text
+
+
+def _part(sigmas: Tensor, run: Run) -> Tensor:
+    if run.start_at_step >= run.end_at_step:
+        raise InputError(
+            "The run ends before it starts",
+            where="end_at_step",
+            found=f"start {run.start_at_step}, end {run.end_at_step}",
+            remedy="Set end_at_step above start_at_step",
+        )
+    return sigmas[: run.end_at_step + 1][run.start_at_step :]
+
+
+def check_latent(latent: dict[str, Any], facts: ModelFacts) -> None:
+    """Makes sure that the latent is one of this model's.
+
+    Raises:
+        InputError: its channels are another VAE's.
+    """
+    samples = latent["samples"]
+    channels, wanted = samples.shape[1], facts.latent_channels
+    blank = any(name in latent for name in EMPTY_SIZES) and torch.count_nonzero(samples) == 0
+    if channels == wanted or blank:  # ComfyUI gives a blank latent the model's channels and size
+        return
+    vae = {16: "Wan 2.1 VAE", 48: "Wan 2.2 VAE"}
+    raise InputError(
+        "This latent does not fit the model",
+        where="latent",
+        found=f"{channels} channels" + (f", from the {vae[channels]}" if channels in vae else ""),
+        expected=f"{wanted}, which {facts.task.title} takes",
+        remedy=f"Make it with the {vae.get(wanted, 'VAE of the model')}",
+    )
+
+
+def sample(
+    plan: Plan, positive: Any, negative: Any, latent: dict[str, Any], run: Run, node_id: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs the plan; returns the LATENT at its end and the denoised estimate of its last step."""
+    high = plan.pair.high
+    sizes = {name: latent[name] for name in EMPTY_SIZES if name in latent}
+    start = comfy.sample.fix_empty_latent_channels(high, latent["samples"], **sizes)
+    out = {name: value for name, value in latent.items() if name not in EMPTY_SIZES}
+    if len(plan.sigmas) < 2:
+        return {**out, "samples": start}, {**out, "samples": start}
+    noise = torch.zeros_like(start, device="cpu")
+    if run.add_noise:
+        noise = comfy.sample.prepare_noise(start, run.seed, latent.get("batch_index"))
+    report = RunReport(node_id, plan.text, plan.sigmas, None if plan.pair.low is None else plan.boundary)
+    report.start()
+    estimate: dict[str, Tensor] = {}
+    samples = plan.guider(positive, negative).sample(
+        noise,
+        start,
+        sampler_object(plan.settings.solver),
+        plan.sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=report.callback(high, estimate),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=run.seed,
+    )
+    report.finish()
+    denoised = high.model.process_latent_out(estimate["x0"].cpu()) if "x0" in estimate else samples
+    return {**out, "samples": _stored(samples)}, {**out, "samples": _stored(denoised)}
+
+
+def _stored(samples: Tensor) -> Tensor:
+    """On the device and in the type that ComfyUI keeps latents in between nodes."""
+    dtype = getattr(comfy.model_management, "intermediate_dtype", lambda: samples.dtype)()
+    return samples.to(device=comfy.model_management.intermediate_device(), dtype=dtype)

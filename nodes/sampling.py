@@ -1,1 +1,317 @@
-NODES: list[type] = []
+"""Sampling: the dual-expert sampler, and its parts for graphs of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..wan_core.sampling.presets import AUTO, OFFICIAL, OFFICIAL_SOLVERS, PRESETS, Settings
+from ..wan_core.sampling.schedules import SCHEDULES, official_schedule
+from .bridge import sampling
+from .bridge.schedule import native_samplers, native_schedulers, sampler_object
+from .bridge.show import show_on_node
+
+CATEGORY = "WanCore/sampling"
+LAST_STEP = 10000
+FROM_PRESET = "0 takes it from the preset."
+
+
+def _models_and_prompts() -> list[io.Input]:
+    return [
+        io.Model.Input("high", tooltip="The high-noise expert, or the only model where there is one."),
+        io.Model.Input(
+            "low",
+            optional=True,
+            tooltip="The low-noise expert: takes over at the boundary, and is not loaded before. Leave it open for "
+            "the 5B and other single models.",
+        ),
+        io.Conditioning.Input("positive", tooltip="What to show."),
+        io.Conditioning.Input("negative", tooltip="What to avoid; not used where the guidance scale is 1."),
+    ]
+
+
+def _guidance_inputs() -> list[io.Input]:
+    def scale(name: str, expert: str) -> io.Input:
+        return io.Float.Input(
+            name,
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            advanced=True,
+            tooltip=f"Guidance scale of the {expert}. 3 to 5 is usual, 1 takes half the time and suits distilled "
+            f"models. {FROM_PRESET}",
+        )
+
+    return [scale("cfg_high", "high expert, or of the only model"), scale("cfg_low", "low expert")]
+
+
+def _shift_input() -> io.Input:
+    return io.Float.Input(
+        "shift",
+        default=0.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        advanced=True,
+        tooltip="Shift of the schedule, for both experts: higher spends more steps on layout and motion. 3 to 12 is "
+        "usual. 0 takes what a node before has put on the models, else the preset's.",
+    )
+
+
+def _boundary_input() -> io.Input:
+    return io.Float.Input(
+        "boundary",
+        default=0.0,
+        min=0.0,
+        max=1000.0,
+        step=0.005,
+        advanced=True,
+        tooltip="Where low takes over. Below 1: the sigma, 0.875 for text to video, 0.9 for image to video. From 1 "
+        "on: this many steps on high. 0 takes the model's.",
+    )
+
+
+class WanCoreKSampler(io.ComfyNode):
+    """Samples both experts of an A14B pair, or one model, in one run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanCoreKSampler",
+            display_name="Wan KSampler (Dual Expert)",
+            category=CATEGORY,
+            description="Samples a Wan 2.2 pair in one continuous run that changes from the high to the low expert at "
+            "the right sigma. With one model it works the same. The node shows what its settings came to.",
+            search_aliases=["ksampler", "sampler", "dual expert", "high noise low noise", "moe sampler"],
+            inputs=[
+                *_models_and_prompts(),
+                io.Latent.Input("latent", tooltip="An empty latent of the size to make, or one to change."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Number of the noise: the same seed and settings give the same clip.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[AUTO, *PRESETS],
+                    default=AUTO,
+                    tooltip="auto: fast where all models carry a step-distillation LoRA, else official. "
+                    + "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+                    + ". A setting below that is not 0 or auto wins.",
+                ),
+                *cls._advanced_inputs(),
+            ],
+            outputs=[
+                io.Latent.Output("samples", display_name="LATENT", tooltip="The sampled latent, for Wan VAE Decode."),
+                io.Latent.Output(
+                    "denoised", display_name="denoised", tooltip="The clean estimate of the last step that was run."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def _advanced_inputs(cls) -> list[io.Input]:
+        steps = {"min": 0, "max": LAST_STEP, "advanced": True}
+        return [
+            io.Int.Input("steps", default=0, **steps, tooltip=f"Steps over both experts, 4 to 50. {FROM_PRESET}"),
+            *_guidance_inputs(),
+            _shift_input(),
+            _boundary_input(),
+            io.Combo.Input(
+                "sampler_name",
+                options=[AUTO, *OFFICIAL_SOLVERS, *native_samplers()],
+                default=AUTO,
+                advanced=True,
+                tooltip="The solver. auto takes the preset's; official_unipc and official_dpmpp are those of the "
+                "official code; the others are ComfyUI's.",
+            ),
+            io.Combo.Input(
+                "scheduler",
+                options=[AUTO, OFFICIAL, *native_schedulers()],
+                default=AUTO,
+                advanced=True,
+                tooltip="How the steps are spread. official: the official code's sigmas, with its integer timesteps "
+                "for all solvers but euler; the others are ComfyUI's, with the shift above.",
+            ),
+            io.Float.Input(
+                "denoise",
+                default=1.0,
+                min=0.01,
+                max=1.0,
+                step=0.01,
+                advanced=True,
+                tooltip="Share of the noise that is put on the latent, 0.01 to 1. Below 1 keeps more of it.",
+            ),
+            io.Int.Input("start_at_step", default=0, **steps, tooltip="First step to run; 0 is the beginning."),
+            io.Int.Input(
+                "end_at_step",
+                default=LAST_STEP,
+                **steps,
+                tooltip="Step to stop before. Stopped early, LATENT keeps its noise and denoised is the estimate.",
+            ),
+            io.Boolean.Input(
+                "add_noise",
+                default=True,
+                advanced=True,
+                tooltip="Off for a latent that still carries the noise of an earlier run.",
+            ),
+        ]
+
+    @classmethod
+    def execute(
+        cls,
+        high: Any,
+        positive: Any,
+        negative: Any,
+        latent: dict[str, Any],
+        seed: int,
+        preset: str,
+        steps: int,
+        cfg_high: float,
+        cfg_low: float,
+        shift: float,
+        boundary: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        start_at_step: int,
+        end_at_step: int,
+        add_noise: bool,
+        low: Any | None = None,
+    ) -> io.NodeOutput:
+        pair = sampling.Pair.of(high, low)
+        sampling.check_latent(latent, pair.facts)
+        wishes = Settings(preset, steps, cfg_high, cfg_low, shift, boundary, sampler_name, scheduler)
+        run = sampling.Run(seed, denoise, start_at_step, end_at_step, add_noise)
+        plan = sampling.plan(pair, wishes, run)
+        return io.NodeOutput(*sampling.sample(plan, positive, negative, latent, run, cls.hidden.unique_id))
+
+
+class WanCoreDualExpertGuider(io.ComfyNode):
+    """The dual-expert run as a GUIDER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanCoreDualExpertGuider",
+            display_name="Wan Dual Expert Guider",
+            category=CATEGORY,
+            description="Both experts as one GUIDER for SamplerCustomAdvanced, with any sampler and sigmas.",
+            search_aliases=["guider", "cfg guider", "dual expert", "high noise low noise"],
+            inputs=[
+                *_models_and_prompts(),
+                *_guidance_inputs(),
+                _shift_input(),
+                _boundary_input(),
+                io.Combo.Input(
+                    "timesteps",
+                    options=["fractional", "integer"],
+                    default="fractional",
+                    advanced=True,
+                    tooltip="What the transformer is told of the sigma: 1000 times it, or that cut to an integer as "
+                    "in the official code. Use integer with Wan Official Sigmas.",
+                ),
+            ],
+            outputs=[io.Guider.Output("guider", tooltip="For SamplerCustomAdvanced.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        high: Any,
+        positive: Any,
+        negative: Any,
+        cfg_high: float,
+        cfg_low: float,
+        shift: float,
+        boundary: float,
+        timesteps: str,
+        low: Any | None = None,
+    ) -> io.NodeOutput:
+        wishes = Settings(guidance_high=cfg_high, guidance_low=cfg_low, shift=shift, boundary=boundary)
+        pair = sampling.Pair.of(high, low)
+        guider, text = sampling.guider(pair, wishes, positive, negative, integer=timesteps == "integer")
+        show_on_node(cls.hidden.unique_id, text)
+        return io.NodeOutput(guider)
+
+
+class WanCoreOfficialSigmas(io.ComfyNode):
+    """The official code's schedule as SIGMAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanCoreOfficialSigmas",
+            display_name="Wan Official Sigmas",
+            category=CATEGORY,
+            description="The sigmas that the official code samples with, shift included.",
+            search_aliases=["sigmas", "scheduler", "schedule"],
+            inputs=[
+                io.Combo.Input(
+                    "solver",
+                    options=list(SCHEDULES),
+                    default=next(iter(SCHEDULES)),
+                    tooltip="Whose schedule: UniPC is the official default; euler is that of the 4-step LoRAs.",
+                ),
+                io.Int.Input("steps", default=40, min=1, max=LAST_STEP, tooltip="Number of steps, 4 to 50."),
+                io.Float.Input(
+                    "shift",
+                    default=5.0,
+                    min=0.1,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="12 for text to video, 5 for image to video and the 4-step LoRAs.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Below 1 gives the end of a longer schedule, to change a latent that is there.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output("sigmas", tooltip="steps + 1 sigmas, falling to 0.")],
+        )
+
+    @classmethod
+    def execute(cls, solver: str, steps: int, shift: float, denoise: float) -> io.NodeOutput:
+        return io.NodeOutput(official_schedule(solver, steps, shift, denoise).sigmas)
+
+
+class WanCoreOfficialSampler(io.ComfyNode):
+    """The official solvers as SAMPLER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WanCoreOfficialSampler",
+            display_name="Wan Official Sampler",
+            category=CATEGORY,
+            description="A solver of the official code, for SamplerCustomAdvanced.",
+            search_aliases=["unipc", "dpm++", "sampler select"],
+            inputs=[
+                io.Combo.Input(
+                    "solver",
+                    options=list(OFFICIAL_SOLVERS),
+                    default=OFFICIAL_SOLVERS[0],
+                    tooltip="UniPC (order 2, with corrector) is the official default; DPM++ is 2M midpoint.",
+                )
+            ],
+            outputs=[io.Sampler.Output("sampler", tooltip="For SamplerCustomAdvanced and SamplerCustom.")],
+        )
+
+    @classmethod
+    def execute(cls, solver: str) -> io.NodeOutput:
+        return io.NodeOutput(sampler_object(solver))
+
+
+NODES = [WanCoreKSampler, WanCoreDualExpertGuider, WanCoreOfficialSigmas, WanCoreOfficialSampler]

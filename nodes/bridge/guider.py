@@ -103,7 +103,7 @@ class DualExpertGuider(comfy.samplers.CFGGuider):
         self.other = JoiningExpert(low) if low is not None else None
         self.first_is_high = True
         self.switch: ExpertSwitch | None = None  # set while a run over both is under way
-        self.active: Any = self
+        self.other_is_active = False
         self.solver_options: Options = {}
 
     def set_conds(self, positive: Any, negative: Any) -> None:
@@ -135,11 +135,10 @@ class DualExpertGuider(comfy.samplers.CFGGuider):
     def _sample_both(self, high_first: bool, *args: Any, **kwargs: Any) -> Tensor:
         if not high_first:
             self._swap()
-        self.active = self
         try:
             return self.other.sample_around(super().sample, *args, **kwargs)
         finally:
-            self.switch, self.active, self.solver_options = None, self, {}
+            self.switch, self.other_is_active, self.solver_options = None, False, {}
             if not high_first:
                 self._swap()
 
@@ -205,22 +204,21 @@ class DualExpertGuider(comfy.samplers.CFGGuider):
         if self.switch is None:
             return super().__call__(x, timestep, model_options=options, seed=seed)
         wants_other = self.switch.choose(float(timestep.max())) != self.first_is_high
-        self._activate(self.other if wants_other else self)
+        if wants_other != self.other_is_active:
+            self._hand_over(*((self, self.other) if wants_other else (self.other, self)))
+            self.other_is_active = wants_other
         if not wants_other:
             return super().__call__(x, timestep, model_options=options, seed=seed)
         return self.other.serve(x, timestep, lambda mine: with_added(mine, self.solver_options, options), seed)
 
-    def _activate(self, expert: Any) -> None:
-        """Hands the device over. No weight is moved here: the native loader decides what stays."""
-        if expert is self.active:
-            return
-        if expert.model_patcher.model is self.active.model_patcher.model:
-            self.active.model_patcher.clean_hooks()  # a clone: its hook weights sit in the same module
-        if expert is self.other and not expert.joined:
-            expert.join()
+    def _hand_over(self, leaving: Any, entering: Any) -> None:
+        """Makes the other expert the active one. No weight is moved here: the native loader decides what stays."""
+        if entering.model_patcher.model is leaving.model_patcher.model:
+            leaving.model_patcher.clean_hooks()  # clones: the hook weights of one sit in the module of both
+        if entering is self.other and not entering.joined:
+            entering.join()
         else:
-            load(expert, self.other.brief[0])
-        self.active = expert
+            load(entering, self.other.brief[0])
 
 
 class SamplerOfBoth:

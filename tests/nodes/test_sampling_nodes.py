@@ -1,0 +1,245 @@
+"""The sampler nodes on tiny native models: defaults, errors before loading, what is shown, parts for own graphs."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ..comfy_host import import_comfy
+
+import_comfy()
+
+import comfy.model_management
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from wancore.nodes import sampling as nodes
+from wancore.nodes.bridge import preview, sampling
+from wancore.nodes.bridge.facts import DISTILLED
+from wancore.wan_core.errors import InputError, WrongModelError
+from wancore.wan_core.sampling.presets import Settings
+
+from ..bridge.native_wan import native_model, noise, prompts, relative
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return native_model(1), native_model(2)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    texts = []
+    monkeypatch.setattr(preview, "send_text", lambda node_id, text: texts.append((node_id, text)))
+    monkeypatch.setattr(preview, "show_on_node", lambda node_id, text: texts.append((node_id, text)))
+    return texts
+
+
+def empty(**extra):
+    return {"samples": torch.zeros_like(noise()), **extra}
+
+
+def defaults(node):
+    """The node's widget values as the front end would send them."""
+    inputs = node.INPUT_TYPES()
+    out = {}
+    for name, (kind, *options) in inputs["required"].items():
+        settings = options[0] if options else {}
+        if "default" in settings:
+            out[name] = settings["default"]
+        elif isinstance(kind, list):
+            out[name] = kind[0]
+    return out
+
+
+def execute(node, **inputs):
+    """Runs a node's body with its default widgets, as the executor would."""
+    stand_in = SimpleNamespace(hidden=SimpleNamespace(unique_id="7"))
+    return node.execute.__func__(stand_in, **{**defaults(node), **inputs}).result
+
+
+def sampled(pair, latent=None, **inputs):
+    positive, negative = prompts()
+    high, low = pair
+    common = {"high": high, "low": low, "positive": positive, "negative": negative}
+    return execute(nodes.WanCoreKSampler, **common, latent=latent or empty(), **inputs)
+
+
+def distilled(model):
+    clone = model.clone()
+    clone.set_attachments(DISTILLED, True)
+    return clone
+
+
+def test_every_input_and_output_is_explained():
+    for node in nodes.NODES:
+        schema = node.define_schema()
+        assert schema.description and schema.node_id.startswith("WanCore") and schema.display_name.startswith("Wan")
+        assert all(entry.tooltip for entry in [*schema.inputs, *schema.outputs]), node
+        assert {entry.id for entry in schema.inputs} == set(inspect.signature(node.execute).parameters)
+
+
+def test_every_node_has_a_help_page(request):
+    folder = request.config.rootpath / "web" / "docs"
+    for node in nodes.NODES:
+        text = (folder / f"{node.define_schema().node_id}.md").read_text(encoding="utf-8")
+        assert all(f"`{entry.id}`" in text for entry in node.define_schema().inputs), node
+        assert len(text.splitlines()) <= 60
+
+
+def test_defaults_are_official_and_shown(pair, shown):
+    latent, denoised = sampled(pair, steps=8, latent=empty(wan_frame_rate=16))
+    assert latent["wan_frame_rate"] == 16 and torch.isfinite(latent["samples"]).all()
+    assert shown[0] == ("7", "8 steps: 6 high + 2 low, cfg 4 / 3, shift 12")
+    steps = [text.split("\n")[1] for _, text in shown[1:-1]]
+    assert [line.split(",")[:2] for line in steps] == [
+        [f"step {i + 1} of 8", f" {'high' if i < 6 else 'low'} expert"] for i in range(8)
+    ]
+    assert all(line.endswith("left") for line in steps) and shown[-1][1].split("\n")[1].startswith("sampled in")
+    assert torch.equal(latent["samples"], denoised["samples"]), "at sigma 0 the latent is its own estimate"
+
+
+def test_distilled_pair_samples_fast(pair, shown):
+    sampled([distilled(model) for model in pair])
+    assert shown[0][1] == "4 steps: 2 high + 2 low, cfg 1, shift 5"
+
+
+def test_one_distilled_expert_is_official_and_said(pair, shown):
+    sampled((distilled(pair[0]), pair[1]), steps=2)
+    assert shown[0][1].split("\n") == [
+        "2 steps: 2 high + 0 low, cfg 4 / 3, shift 12",
+        "only the high model is distilled to a few steps",
+    ]
+
+
+def test_one_model_alone(pair, shown):
+    sampled((pair[0], None), steps=3)
+    assert shown[0][1] == "3 steps, cfg 4, shift 12"
+    assert "expert" not in shown[1][1]
+
+
+def test_stopped_run_goes_on_with_the_same_result(pair):
+    plain = {"steps": 6, "sampler_name": "euler", "scheduler": "simple", "seed": 4}
+    whole = sampled(pair, **plain)[0]
+    latent, denoised = sampled(pair, **plain, end_at_step=2)
+    assert relative(latent["samples"], denoised["samples"]) > 0.1, "LATENT keeps its noise"
+    rest = sampled(pair, **plain, latent=latent, start_at_step=2, add_noise=False)[0]
+    assert relative(rest["samples"], whole["samples"]) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", ["official", "simple"])
+def test_denoise_starts_from_the_latent(pair, scheduler):
+    start, other = torch.randn(noise().shape), torch.randn(noise().shape)
+
+    def difference(denoise):
+        settings = {
+            "steps": 2,
+            "scheduler": scheduler,
+            "denoise": denoise,
+            "shift": 3.0,
+            "cfg_high": 1.0,
+            "cfg_low": 1.0,
+        }
+        return relative(*(sampled(pair, latent={"samples": each}, **settings)[0]["samples"] for each in (start, other)))
+
+    assert difference(1.0) < 1e-2 < 0.1 < difference(0.1), "the latent counts only where its noise is partial"
+
+
+def test_boundary_in_steps(pair, shown):
+    sampled(pair, steps=5, boundary=1.0, sampler_name="euler")
+    assert shown[0][1].startswith("5 steps: 1 high + 4 low")
+
+
+def test_shift_that_is_on_the_models_counts(pair, shown):
+    models = [ModelSamplingSD3().patch(model, 3.0)[0] for model in pair]
+    sampled(models, steps=2)
+    assert shown[0][1].endswith("shift 3")
+    sampled(models, steps=2, shift=7.0)
+    assert any(text.endswith("shift 7") for _, text in shown)
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded before the inputs were checked")
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", refuse)
+
+
+@pytest.mark.usefixtures("nothing_loads")
+class TestErrors:
+    def raises(self, kind, where, *args, **kwargs):
+        with pytest.raises(kind) as caught:
+            sampled(*args, **kwargs)
+        assert caught.value.where == where
+        return caught.value
+
+    def test_fast_without_distillation(self, pair):
+        self.raises(InputError, "preset", pair, preset="fast")
+
+    def test_low_of_another_task(self, pair):
+        error = self.raises(WrongModelError, "low", (pair[0], native_model(3, in_dim=36)))
+        assert "I2V" in error.found and "T2V" in error.expected
+
+    def test_latent_of_another_vae(self, pair):
+        error = self.raises(InputError, "latent", pair, latent={"samples": noise(channels=48)})
+        assert "2.2" in error.found and "2.1" in error.remedy
+
+    def test_different_shifts(self, pair):
+        models = [ModelSamplingSD3().patch(model, shift)[0] for model, shift in zip(pair, (3.0, 8.0), strict=True)]
+        assert "3 and 8" in self.raises(InputError, "shift", models).found
+
+    def test_end_before_start(self, pair):
+        self.raises(InputError, "end_at_step", pair, start_at_step=3, end_at_step=3)
+
+    def test_guider_with_a_boundary_in_steps(self, pair):
+        positive, negative = prompts()
+        with pytest.raises(InputError) as caught:
+            execute(
+                nodes.WanCoreDualExpertGuider,
+                **dict(zip(("high", "low"), pair, strict=True)),
+                positive=positive,
+                negative=negative,
+                boundary=2.0,
+            )
+        assert caught.value.where == "boundary"
+
+
+def test_parts_for_own_graphs_equal_the_sampler(pair):
+    positive, negative = prompts()
+    (guider,) = execute(
+        nodes.WanCoreDualExpertGuider,
+        high=pair[0],
+        low=pair[1],
+        positive=positive,
+        negative=negative,
+        timesteps="integer",
+    )
+    (sigmas,) = execute(nodes.WanCoreOfficialSigmas, steps=8, shift=12.0)
+    (sampler,) = execute(nodes.WanCoreOfficialSampler)
+    theirs = SamplerCustomAdvanced.execute(Noise_RandomNoise(4), guider, sampler, sigmas, empty()).result
+    ours = sampled(pair, steps=8, seed=4)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a["samples"], b["samples"])
+
+
+def test_report_counts_the_seconds_left():
+    report = preview.RunReport(None, "", torch.tensor([1.0, 0.9, 0.8, 0.6, 0.0]), 0.875)
+    report.started = 100.0
+    assert report.line(0, 4, 110.0) == "step 1 of 4, high expert, sigma 1.000, 30 s left"
+    assert report.line(1, 4, 112.0) == "step 2 of 4, high expert, sigma 0.900, 4 s left"
+    assert report.line(3, 4, 116.0) == "step 4 of 4, low expert, sigma 0.600, 0 s left"
+    assert [preview.duration(s) for s in (59.4, 125, 3800)] == ["59 s", "2 min 5 s", "1 h 3 min"]
+
+
+def test_settings_of_the_plan_are_complete(pair):
+    plan = sampling.plan(sampling.Pair.of(*pair), Settings(), sampling.Run(seed=0))
+    assert len(plan.sigmas) == 41 and plan.text == "40 steps: 26 high + 14 low, cfg 4 / 3, shift 12"

@@ -27,8 +27,12 @@ NAMES = comfy.samplers.KSampler.SAMPLERS
 
 @pytest.fixture(autouse=True)
 def inference():
+    """As in ComfyUI's worker; one thread, because several only wait for each other at these sizes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def dual(high, low, *, cfg=(4.0, 3.0), conds=None, boundary=BOUNDARY):
     return guider
 
 
-def run(guider, name="euler", steps=6, start=None, sigmas=None, mask=None, latent=None, callback=None, batch=1):
+def run(guider, name="euler", steps=4, start=None, sigmas=None, mask=None, latent=None, callback=None, batch=1):
     if sigmas is None:
         sigmas = native_sigmas(guider.model_patcher, "simple", name, steps, 1.0)
     latent = torch.zeros_like(noise(batch=batch)) if latent is None else latent
@@ -52,7 +56,7 @@ def run(guider, name="euler", steps=6, start=None, sigmas=None, mask=None, laten
     return guider.sample(noise(batch=batch), latent, sampler, sigmas[start:], **extra)
 
 
-def two_native_runs(high, low, name, steps=6, cfg=(4.0, 3.0), mask=None, latent=None):
+def two_native_runs(high, low, name, steps=4, cfg=(4.0, 3.0), mask=None, latent=None):
     """What two KSamplerAdvanced nodes make, split at the boundary."""
     sigmas = native_sigmas(high, "simple", name, steps, 1.0)
     split = int((sigmas[:-1] >= BOUNDARY).sum())
@@ -142,7 +146,7 @@ def test_mask_is_kept_exactly(pair, name, tolerance):
     assert not torch.allclose(theirs[..., :4], kept[..., :4], atol=1.0), "the native pair breaks the mask"
 
 
-@pytest.mark.parametrize(("start", "loaded"), [(None, {"high", "low"}), (4, {"low"})])
+@pytest.mark.parametrize(("start", "loaded"), [(None, {"high", "low"}), (2, {"low"})])
 def test_an_expert_without_a_step_is_never_loaded(pair, start, loaded, monkeypatch):
     seen = []
     native = comfy.model_management.load_models_gpu
@@ -188,7 +192,7 @@ class StopHereError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", range(6))
+@pytest.mark.parametrize("stop", range(4))
 def test_interrupt_leaves_nothing_behind(pair, stop):
     whole = run(dual(*pair), "dpmpp_2m")
     guider = dual(*pair)
@@ -246,7 +250,7 @@ def test_model_options_of_each_expert_stay_its_own(pair):
     high.set_model_sampler_post_cfg_function(post("high"))
     low.set_model_sampler_post_cfg_function(post("low"))
     run(dual(high, low))
-    assert seen == [("high", 4.0)] * 3 + [("low", 3.0)] * 3
+    assert seen == [("high", 4.0)] * 2 + [("low", 3.0)] * 2
 
 
 def test_options_that_a_sampler_adds_are_passed_on():

@@ -26,8 +26,12 @@ from ..bridge.native_wan import native_model, noise, prompts, relative
 
 @pytest.fixture(autouse=True)
 def inference():
+    """As in ComfyUI's worker; one thread, because several only wait for each other at these sizes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

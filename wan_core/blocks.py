@@ -41,7 +41,9 @@ def gated_add(x: Tensor, y: Tensor, gate: Tensor, spans: Sequence[Span]) -> Tens
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm over the whole width, all heads together; returns the weight's dtype."""
-    return F.rms_norm(x.to(weight.dtype), (x.shape[-1],), weight, eps)
+    x = x.to(weight.dtype)
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # F.rms_norm writes out the squares on CPU
+    return x * torch.rsqrt(size.square() / x.shape[-1] + eps) * weight
 
 
 def _by_span(
@@ -89,7 +91,7 @@ class SelfAttention(nn.Module):
 
     def _turned(self, x: Tensor, norm: nn.Module, rotation: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, H, d]"""
-        with self.ops.weights(norm, rotation) as (weight, _):
+        with self.ops.weights(norm, wide(x)) as (weight, _):
             normed = rms_norm(x, weight, self.eps)
         return rotate(normed.unflatten(2, (self.heads, -1)), rotation).to(x.dtype)
 

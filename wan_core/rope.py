@@ -1,7 +1,7 @@
 """Rotary positions on three axes: time, rows and columns share the pairs of a head.
 
 Source: Wan-Video/Wan2.2 wan/modules/model.py rope_params and rope_apply at 42bf4cf. Angles are float64. A rotation is
-kept as matrices [1, L, 1, d / 2, 2, 2], so that one multiplication and one fused multiply-add apply it.
+kept as complex numbers of size one, [1, L, 1, d / 2]: neighbouring values of a head are real and imaginary part.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def grid_axes(grid: Sequence[int], transform: PositionTransform | None = None) -
 
 
 def grid_rotation(axes: Sequence[Tensor], head_dim: int, theta: float = THETA, *, like: Tensor) -> Tensor:
-    """Rotation of every token of a grid, frame by frame and row by row, in `like`'s dtype and on its device.
+    """Rotation of every token of a grid, frame by frame and row by row, as precise as `like` and on its device.
 
     Sines are taken per axis position and then spread over the grid: a few thousand in place of millions.
     """
@@ -48,8 +48,8 @@ def grid_rotation(axes: Sequence[Tensor], head_dim: int, theta: float = THETA, *
     for number, (axis, ladder) in enumerate(zip(axes, _ladders(head_dim, theta), strict=True)):
         shape = [1, 1, 1]
         shape[number] = len(axis)
-        table = _matrices(torch.outer(axis, ladder)).to(like)
-        parts.append(table.reshape(*shape, *table.shape[1:]).expand(*sizes, *table.shape[1:]))
+        table = _turns(torch.outer(axis, ladder), like)
+        parts.append(table.reshape(*shape, -1).expand(*sizes, -1))
     return torch.cat(parts, dim=3).flatten(0, 2)[None, :, None]
 
 
@@ -57,21 +57,18 @@ def rotation(positions: Tensor, head_dim: int, theta: float = THETA, *, like: Te
     """Rotation of tokens at any positions, [n, 3] in time, row, column."""
     axes = positions.cpu().double().unbind(1)
     angles = [torch.outer(axis, ladder) for axis, ladder in zip(axes, _ladders(head_dim, theta), strict=True)]
-    return _matrices(torch.cat(angles, dim=1)).to(like)[None, :, None]
+    return _turns(torch.cat(angles, dim=1), like)[None, :, None]
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns neighbouring values (2i, 2i + 1) of x [B, L, H, d]; the result has the rotation's dtype or a wider one."""
-    pairs = x.unflatten(-1, (-1, 1, 2))
-    turned = rotation[..., 0] * pairs[..., 0]
-    return turned.addcmul_(rotation[..., 1], pairs[..., 1]).flatten(-2)
+    """Turns neighbouring values (2i, 2i + 1) of x [B, L, H, d], float32 or float64."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2)
 
 
 def _ladders(head_dim: int, theta: float) -> tuple[Tensor, ...]:
     return frequencies(head_dim, theta).split([size // 2 for size in axis_sizes(head_dim)])
 
 
-def _matrices(angles: Tensor) -> Tensor:
-    """[n, pairs] -> [n, pairs, 2, 2]: rows (cos, -sin) and (sin, cos)."""
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))
+def _turns(angles: Tensor, like: Tensor) -> Tensor:
+    return torch.complex(angles.cos().to(like), angles.sin().to(like))

@@ -32,7 +32,7 @@ class Stream:
     spans: tuple[Span, ...]  # the video's, then one for each token group
     time: Tensor  # [B, R, D] float32
     rows: Tensor  # [B, R, 6, D] float32: shift, scale, gate of the attention, then of the feed-forward
-    rotation: Tensor  # [1, L, 1, d / 2, 2, 2] float32, see rope.py
+    rotation: Tensor  # [1, L, 1, d / 2] complex64, see rope.py
     context: Tensor  # [B, text_len, D] embedded text
     extra_contexts: tuple[Tensor, ...]  # [B, n, D] each, embedded
     dtype: torch.dtype  # of the linear layers and the attention

@@ -59,8 +59,8 @@ def _by_span(
     return results[0] if len(results) == 1 else torch.cat(results, dim=1)
 
 
-class SelfAttention(nn.Module):
-    """Attention among all tokens, queries and keys normed over the width and rotated by position."""
+class Attention(nn.Module):
+    """The projections that both attentions have; queries and keys are normed over the width, all heads together."""
 
     def __init__(
         self,
@@ -80,23 +80,31 @@ class SelfAttention(nn.Module):
         self.norm_q = ops.RMSNorm(config.dim, eps=config.eps, **place)
         self.norm_k = ops.RMSNorm(config.dim, eps=config.eps, **place)
 
+    def normed(self, x: Tensor, norm: nn.Module, like: Tensor) -> Tensor:
+        """RMS norm of x [B, L, D] with the weight of `norm`, in `like`'s dtype."""
+        with self.ops.weights(norm, like) as (weight, _):
+            return rms_norm(x, weight, self.eps)
+
+
+class SelfAttention(Attention):
+    """Attention among all tokens, queries and keys turned by their positions."""
+
     def forward(self, x: Tensor, stream: Stream, hooks: Hooks) -> Tensor:
         """x [B, L, D], normed and modulated -> [B, L, D] to be added under a gate."""
-        q = self._turned(self.q(x), self.norm_q, stream.rotation)
-        k = self._turned(self.k(x), self.norm_k, stream.rotation)
+        q = self._turned(self.q(x), self.norm_q, stream)
+        k = self._turned(self.k(x), self.norm_k, stream)
         out = (hooks.attention or attention)(q.flatten(2), k.flatten(2), self.v(x), self.heads)
         for hook in hooks.self_attention:
             out = hook(out, q, k)
         return self.o(out)
 
-    def _turned(self, x: Tensor, norm: nn.Module, rotation: Tensor) -> Tensor:
+    def _turned(self, x: Tensor, norm: nn.Module, stream: Stream) -> Tensor:
         """[B, L, D] -> [B, L, H, d]"""
-        with self.ops.weights(norm, wide(x)) as (weight, _):
-            normed = rms_norm(x, weight, self.eps)
-        return rotate(normed.unflatten(2, (self.heads, -1)), rotation).to(x.dtype)
+        heads = self.normed(x, norm, stream.time).unflatten(2, (self.heads, -1))
+        return rotate(heads, stream.rotation).to(x.dtype)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """Attention of the tokens to the text, and to pictures where the checkpoint has projections for them."""
 
     def __init__(
@@ -107,16 +115,9 @@ class CrossAttention(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.ops, self.heads, self.eps = ops, config.num_heads, config.eps
-        place = {"device": device, "dtype": dtype}
-        self.q = ops.Linear(config.dim, config.dim, **place)
-        self.k = ops.Linear(config.dim, config.dim, **place)
-        self.v = ops.Linear(config.dim, config.dim, **place)
-        self.o = ops.Linear(config.dim, config.dim, **place)
-        self.norm_q = ops.RMSNorm(config.dim, eps=config.eps, **place)
-        self.norm_k = ops.RMSNorm(config.dim, eps=config.eps, **place)
+        super().__init__(config, ops=ops, device=device, dtype=dtype)
         if config.image_dim:
+            place = {"device": device, "dtype": dtype}
             self.k_img = ops.Linear(config.dim, config.dim, **place)
             self.v_img = ops.Linear(config.dim, config.dim, **place)
             self.norm_k_img = ops.RMSNorm(config.dim, eps=config.eps, **place)
@@ -124,16 +125,13 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, stream: Stream, hooks: Hooks) -> Tensor:
         """x [B, L, D], normed -> [B, L, D] to be added as it is."""
         attend = hooks.attention or attention
-        q = self._normed(self.q(x), self.norm_q)
-        out = attend(q, self._normed(self.k(stream.context), self.norm_k), self.v(stream.context), self.heads)
+        q = self.normed(self.q(x), self.norm_q, stream.time).to(x.dtype)
+        k = self.normed(self.k(stream.context), self.norm_k, stream.time).to(x.dtype)
+        out = attend(q, k, self.v(stream.context), self.heads)
         for context in stream.extra_contexts:
-            k = self._normed(self.k_img(context), self.norm_k_img)
+            k = self.normed(self.k_img(context), self.norm_k_img, stream.time).to(x.dtype)
             out = out + attend(q, k, self.v_img(context), self.heads)
         return self.o(out)
-
-    def _normed(self, x: Tensor, norm: nn.Module) -> Tensor:
-        with self.ops.weights(norm, wide(x)) as (weight, _):
-            return rms_norm(x, weight, self.eps).to(x.dtype)
 
 
 class Block(nn.Module):

@@ -1,7 +1,8 @@
-"""One decision in one place: which kernel computes attention for a device, dtype and head size.
+"""One decision in one place: which kernel computes attention for a device, dtype, head size and length.
 
-A kernel is an entry of `KERNELS` with the limits that it declares; the first that fits is taken, once per place, and
-PyTorch's own, the last, takes everything. A host's choice (`Hooks.attention`) goes before this table.
+A kernel is an entry of `KERNELS` with the limits that it declares. Where several are installed and accept, a short
+measured probe picks the fastest, once per place; PyTorch's own choice takes everything. All of them compute the same
+sums; lossy ones never enter by themselves. A host's choice (`Hooks.attention`) goes before this table.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+PROBE_TOKENS = 8192  # longest sequence of a probe: kernels keep their order above it
+PROBE_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,9 @@ class Place:
     device: torch.device
     dtype: torch.dtype
     head_dim: int
+    heads: int = 1
+    queries: int = PROBE_TOKENS  # tokens, rounded up to a power of two and cut at PROBE_TOKENS
+    keys: int = PROBE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -56,28 +65,82 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-KERNELS = (Kernel("torch", torch_attention),)
+def _one_of_torch(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    with sdpa_kernel(backend):
+        return torch_attention(q, k, v, heads)
+
+
+def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    from flash_attn.cute import flash_attn_func  # compiles for seconds at its first call: not at import
+
+    out = flash_attn_func(*(x.unflatten(2, (heads, -1)) for x in (q, k, v)))
+    return (out[0] if isinstance(out, tuple) else out).flatten(2)
+
+
+def _has_flash_attention_4() -> bool:
+    return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
+
+
+HALF = (torch.bfloat16, torch.float16)
+TORCH = Kernel("torch", torch_attention)
+KERNELS = (
+    Kernel("flash-attention-4", _flash_attention_4, _has_flash_attention_4, ("cuda",), HALF, (64, 96, 128), (9, 0)),
+    Kernel("cudnn", partial(_one_of_torch, SDPBackend.CUDNN_ATTENTION), capability=(8, 0), dtypes=HALF),
+    Kernel("flash", partial(_one_of_torch, SDPBackend.FLASH_ATTENTION), capability=(8, 0), dtypes=HALF),
+    TORCH,
+)
 
 
 def choose(place: Place, kernels: tuple[Kernel, ...] = KERNELS) -> Kernel:
-    """Returns the first kernel that is installed and accepts the place.
+    """Returns the kernel that is installed, accepts the place and, on a GPU, is the fastest of these.
 
     Raises:
-        LookupError: none does; cannot happen while PyTorch's is in the table.
+        LookupError: none accepts; cannot happen while PyTorch's is in the table.
     """
-    for kernel in kernels:
-        if kernel.accepts(place) and kernel.installed():
-            return kernel
-    raise LookupError(f"no attention kernel of {[kernel.name for kernel in kernels]} takes {place}")
+    fitting = [kernel for kernel in kernels if kernel.accepts(place) and kernel.installed()]
+    if not fitting:
+        raise LookupError(f"no attention kernel of {[kernel.name for kernel in kernels]} takes {place}")
+    if len(fitting) == 1 or place.device.type != "cuda":
+        return fitting[0]
+    return min(fitting, key=partial(_probe, place))
+
+
+def _probe(place: Place, kernel: Kernel) -> float:
+    """Median milliseconds of one call on random data; infinite where the kernel fails here after all."""
+    width = place.heads * place.head_dim
+    q = torch.randn(1, place.queries, width, device=place.device, dtype=place.dtype)
+    k, v = torch.randn(2, 1, place.keys, width, device=place.device, dtype=place.dtype).unbind(0)
+    times = []
+    try:
+        for _ in range(1 + PROBE_RUNS):  # the first one compiles and loads
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            kernel.run(q, k, v, place.heads)
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+    except Exception as error:  # noqa: BLE001  (a broken optional package must not stop a run that torch can do)
+        logging.info("attention kernel %s does not work here: %s", kernel.name, error)
+        return float("inf")
+    return sorted(times[1:])[PROBE_RUNS // 2]
 
 
 @cache
 def _chosen(place: Place) -> Kernel:
     kernel = choose(place)
-    logging.debug("attention on %s in %s, head size %d: %s", place.device, place.dtype, place.head_dim, kernel.name)
+    logging.debug("attention: %s for %s", kernel.name, place)
     return kernel
+
+
+def _rounded(tokens: int) -> int:
+    return min(PROBE_TOKENS, 1 << (tokens - 1).bit_length())
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over q [B, Lq, heads * d], k and v [B, Lk, heads * d] -> [B, Lq, heads * d]."""
-    return _chosen(Place(q.device, q.dtype, q.shape[2] // heads)).run(q, k, v, heads)
+    if torch.compiler.is_compiling():  # a probe cannot be traced
+        return torch_attention(q, k, v, heads)
+    head_dim, lengths = q.shape[2] // heads, (_rounded(q.shape[1]), _rounded(k.shape[1]))
+    if q.device.type != "cuda":
+        lengths = (PROBE_TOKENS, PROBE_TOKENS)  # nothing is measured: one entry serves every length
+    return _chosen(Place(q.device, q.dtype, head_dim, heads, *lengths)).run(q, k, v, heads)

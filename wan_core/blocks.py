@@ -1,4 +1,4 @@
-"""One transformer block and the small functions that a fused kernel may replace.
+"""One transformer block: two attentions and a feed-forward, each added to the tokens.
 
 B batch, L tokens, D width, H heads of d values, R rows of modulation. Parameter names are the official ones.
 Source: Wan-Video/Wan2.2 wan/modules/model.py WanAttentionBlock at 42bf4cf. Linear layers and attention compute in the
@@ -10,53 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .attention import attention
 from .config import TransformerConfig
 from .hooks import Hooks
 from .ops import Ops
-from .rope import rotate
-from .stream import Span, Stream
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32, or as it is where it is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def modulated_norm(
-    x: Tensor, shift: Tensor, scale: Tensor, spans: Sequence[Span], *, eps: float, dtype: torch.dtype
-) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift for x [B, L, D], shift and scale [B, R, D]; returns `dtype`."""
-    normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps)
-    return _by_span(lambda t, a, b: torch.addcmul(a, t, b).to(dtype), spans, (normed,), (shift, 1 + scale))
-
-
-def gated_add(x: Tensor, y: Tensor, gate: Tensor, spans: Sequence[Span]) -> Tensor:
-    """x + y * gate for x, y [B, L, D] and gate [B, R, D]; returns x's dtype."""
-    return _by_span(lambda t, u, g: torch.addcmul(t, u, g).to(x.dtype), spans, (x, y), (gate,))
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the whole width, all heads together; returns the weight's dtype."""
-    x = x.to(weight.dtype)
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # F.rms_norm writes out the squares on CPU
-    return x * torch.rsqrt(size.square() / x.shape[-1] + eps) * weight
-
-
-def _by_span(
-    function: Callable[..., Tensor], spans: Sequence[Span], tokens: Sequence[Tensor], rows: Sequence[Tensor]
-) -> Tensor:
-    """Calls function once per span with its tokens as [B, R, n, D] and its rows as [B, R, 1, D]; joins the results."""
-    token_parts = zip(*(x.split([span.tokens for span in spans], dim=1) for x in tokens), strict=True)
-    row_parts = zip(*(x.split([span.rows for span in spans], dim=1) for x in rows), strict=True)
-    results = [
-        function(*(x.unflatten(1, (span.rows, -1)) for x in parts), *(x.unsqueeze(2) for x in values)).flatten(1, 2)
-        for span, parts, values in zip(spans, token_parts, row_parts, strict=True)
-    ]
-    return results[0] if len(results) == 1 else torch.cat(results, dim=1)
+from .stream import Stream
 
 
 class Attention(nn.Module):
@@ -80,10 +41,10 @@ class Attention(nn.Module):
         self.norm_q = ops.RMSNorm(config.dim, eps=config.eps, **place)
         self.norm_k = ops.RMSNorm(config.dim, eps=config.eps, **place)
 
-    def normed(self, x: Tensor, norm: nn.Module, like: Tensor) -> Tensor:
-        """RMS norm of x [B, L, D] with the weight of `norm`, in `like`'s dtype."""
-        with self.ops.weights(norm, like) as (weight, _):
-            return rms_norm(x, weight, self.eps)
+    def normed(self, x: Tensor, norm: nn.Module, stream: Stream) -> Tensor:
+        """RMS norm of x [B, L, D] with the weight of `norm`."""
+        with self.ops.weights(norm, stream.time) as (weight, _):
+            return kernels.rms_norm(x, weight, eps=self.eps)
 
 
 class SelfAttention(Attention):
@@ -100,8 +61,8 @@ class SelfAttention(Attention):
 
     def _turned(self, x: Tensor, norm: nn.Module, stream: Stream) -> Tensor:
         """[B, L, D] -> [B, L, H, d]"""
-        heads = self.normed(x, norm, stream.time).unflatten(2, (self.heads, -1))
-        return rotate(heads, stream.rotation).to(x.dtype)
+        with self.ops.weights(norm, stream.time) as (weight, _):
+            return kernels.rms_norm_rotate(x, weight, stream.rotation, self.heads, eps=self.eps)
 
 
 class CrossAttention(Attention):
@@ -125,11 +86,11 @@ class CrossAttention(Attention):
     def forward(self, x: Tensor, stream: Stream, hooks: Hooks) -> Tensor:
         """x [B, L, D], normed -> [B, L, D] to be added as it is."""
         attend = hooks.attention or attention
-        q = self.normed(self.q(x), self.norm_q, stream.time).to(x.dtype)
-        k = self.normed(self.k(stream.context), self.norm_k, stream.time).to(x.dtype)
+        q = self.normed(self.q(x), self.norm_q, stream)
+        k = self.normed(self.k(stream.context), self.norm_k, stream)
         out = attend(q, k, self.v(stream.context), self.heads)
         for context in stream.extra_contexts:
-            k = self.normed(self.k_img(context), self.norm_k_img, stream.time).to(x.dtype)
+            k = self.normed(self.k_img(context), self.norm_k_img, stream)
             out = out + attend(q, k, self.v_img(context), self.heads)
         return self.o(out)
 
@@ -146,7 +107,7 @@ class Block(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.eps = config.eps
+        self.ops, self.eps = ops, config.eps
         place = {"device": device, "dtype": dtype}
         self.self_attn = SelfAttention(config, ops=ops, **place)
         self.norm3 = ops.LayerNorm(config.dim, eps=config.eps, **place)
@@ -164,10 +125,12 @@ class Block(nn.Module):
         """x [B, L, D] -> [B, L, D]; `between` acts on the tokens before the feed-forward."""
         rows = stream.rows + self.modulation.to(stream.rows).unsqueeze(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.unbind(2)
-        y = modulated_norm(x, shift1, scale1, stream.spans, eps=self.eps, dtype=stream.dtype)
-        x = gated_add(x, self.self_attn(y, stream, hooks), gate1, stream.spans)
-        x = x + self.cross_attn(self.norm3(wide(x)).to(stream.dtype), stream, hooks)
+        y = kernels.modulated_norm(x, shift1, scale1, stream.spans, eps=self.eps, dtype=stream.dtype)
+        x = kernels.gated_add(x, self.self_attn(y, stream, hooks), gate1, stream.spans)
+        with self.ops.weights(self.norm3, stream.time) as (weight, bias):
+            y = kernels.layer_norm(x, weight, bias, eps=self.eps, dtype=stream.dtype)
+        x = x + self.cross_attn(y, stream, hooks)
         for hook in (*hooks.cross_attention, *between):
             x = hook(x)
-        y = modulated_norm(x, shift2, scale2, stream.spans, eps=self.eps, dtype=stream.dtype)
-        return gated_add(x, self.ffn(y), gate2, stream.spans)
+        y = kernels.modulated_norm(x, shift2, scale2, stream.spans, eps=self.eps, dtype=stream.dtype)
+        return kernels.gated_add(x, self.ffn(y), gate2, stream.spans)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .adapters import AdapterRun
-from .blocks import Block, modulated_norm, wide
+from .blocks import Block
 from .conditioning import Conditioning, ContextGroup, TokenGroup
 from .config import TransformerConfig
 from .errors import WrongModelError
@@ -84,7 +85,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, time: Tensor, span: Span) -> Tensor:
         """Video tokens x [B, L, D] and their rows of time [B, R, D] -> [B, L, patch values * channels] float32."""
         shift, scale = (time.unsqueeze(2) + self.modulation.to(time).unsqueeze(1)).unbind(2)
-        return self.head(modulated_norm(x, shift, scale, (span,), eps=self.eps, dtype=time.dtype))
+        return self.head(kernels.modulated_norm(x, shift, scale, (span,), eps=self.eps, dtype=time.dtype))
 
 
 class WanTransformer(nn.Module):
@@ -165,7 +166,9 @@ class WanTransformer(nn.Module):
         """Returns the tokens that enter the first block, [B, L, D], and what every block reads."""
         dtype = video.dtype
         video = self._padded(self._with_concat(video, conditioning.concat))
-        tokens = self.patch_embedding(wide(video)).to(self.residual_dtype or dtype)  # [B, D, F, H / 2, W / 2]
+        tokens = self.patch_embedding(kernels.eager.wide(video)).to(
+            self.residual_dtype or dtype
+        )  # [B, D, F, H / 2, W / 2]
         grid = (tokens.shape[2], tokens.shape[3], tokens.shape[4])
         tokens = tokens.flatten(2).transpose(1, 2)
         if conditioning.token_bias is not None:

@@ -1,0 +1,88 @@
+"""Every fused kernel against its eager reference, on CPU through Triton's interpreter or on the GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+    # Triton decides at import whether it interprets, so this file runs itself in a process that says so.
+    def test_parity_in_the_interpreter() -> None:
+        pytest.importorskip("triton")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+        env = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        assert "skipped" not in done.stdout
+
+else:
+    from wancore.wan_core.kernels import eager, fused
+    from wancore.wan_core.rope import grid_axes, grid_rotation
+    from wancore.wan_core.stream import Span
+
+    DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    WIDTHS = (5120, 3072, 1536, 640, 96) if DEVICE == "cuda" else (640, 96)
+    SPANS = {
+        "one row": (Span(12, 1),),
+        "row per frame": (Span(12, 3),),
+        "row per token": (Span(12, 12),),
+        "groups with their own rows": (Span(12, 3), Span(5, 1), Span(2, 1)),
+    }
+    TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # one rounding of the result
+
+    def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(sum(shape))
+        return (2 * torch.randn(shape, generator=generator) + 0.3).to(dtype).to(DEVICE)
+
+    def close(ours: torch.Tensor, reference: torch.Tensor) -> None:
+        assert ours.dtype == reference.dtype and ours.shape == reference.shape
+        torch.testing.assert_close(ours, reference, rtol=TOLERANCE[ours.dtype], atol=10 * TOLERANCE[ours.dtype])
+
+    @pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
+    @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+    @pytest.mark.parametrize("width", WIDTHS)
+    def test_modulated_norm_and_gated_add(width: int, dtype: torch.dtype, spans: tuple[Span, ...]) -> None:
+        tokens, rows = sum(s.tokens for s in spans), sum(s.rows for s in spans)
+        x, y = random(2, tokens, width, dtype=dtype), random(2, tokens, width, dtype=dtype)
+        shift, scale, gate = random(2, rows, 3, width).unbind(2)
+        assert fused.accepts(x, shift, scale)
+        close(
+            fused.modulated_norm(x, shift, scale, spans, eps=1e-6, dtype=dtype),
+            eager.modulated_norm(x, shift, scale, spans, eps=1e-6, dtype=dtype),
+        )
+        close(fused.gated_add(x, y, gate, spans), eager.gated_add(x, y, gate, spans))
+
+    @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+    @pytest.mark.parametrize("width", WIDTHS)
+    def test_norms_with_weights(width: int, dtype: torch.dtype) -> None:
+        x, weight, bias = random(2, 7, width, dtype=dtype), random(width), random(width + 1)[1:]
+        close(
+            fused.layer_norm(x, weight, bias, eps=1e-6, dtype=dtype),
+            eager.layer_norm(x, weight, bias, eps=1e-6, dtype=dtype),
+        )
+        close(fused.rms_norm(x, weight, eps=1e-6), eager.rms_norm(x, weight, eps=1e-6))
+
+    @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+    @pytest.mark.parametrize("heads", [1, 5])
+    def test_norm_and_rotation(heads: int, dtype: torch.dtype) -> None:
+        x, weight = random(2, 24, heads * 128, dtype=dtype), random(heads * 128)
+        turns = grid_rotation(grid_axes((2, 3, 4)), 128, like=weight)
+        ours = fused.rms_norm_rotate(x, weight, turns, heads, eps=1e-6)
+        close(ours, eager.rms_norm_rotate(x, weight, turns, heads, eps=1e-6))
+
+    def test_strided_rows_are_read_where_they_are() -> None:
+        x = random(2, 6, 4, 96)[:, :, 1]  # tokens apart from each other, values together
+        weight = random(96)
+        assert not x.is_contiguous() and fused.accepts(x, weight)
+        close(fused.rms_norm(x, weight, eps=1e-6), eager.rms_norm(x, weight, eps=1e-6))
+
+    def test_refuses_what_it_cannot_do() -> None:
+        weight = random(96)
+        assert not fused.accepts(random(2, 96, 6).transpose(1, 2), weight)
+        assert not fused.accepts(random(2, 6, 96).double(), weight)
+        assert not fused.accepts(random(2, 6, 96).requires_grad_(), weight)

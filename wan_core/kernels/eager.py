@@ -1,0 +1,65 @@
+"""The reference of every fused kernel, in plain PyTorch: float32 inside (float64 for a float64 model)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..rope import rotate
+from ..stream import Span
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def modulated_norm(
+    x: Tensor, shift: Tensor, scale: Tensor, spans: Sequence[Span], *, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """See kernels.modulated_norm."""
+    normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps)
+    return _by_span(lambda t, a, b: torch.addcmul(a, t, b).to(dtype), spans, (normed,), (shift, 1 + scale))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, dtype: torch.dtype) -> Tensor:
+    """See kernels.layer_norm."""
+    return F.layer_norm(wide(x), x.shape[-1:], weight, bias, eps).to(dtype)
+
+
+def gated_add(x: Tensor, y: Tensor, gate: Tensor, spans: Sequence[Span]) -> Tensor:
+    """See kernels.gated_add."""
+    return _by_span(lambda t, u, g: torch.addcmul(t, u, g).to(x.dtype), spans, (x, y), (gate,))
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """See kernels.rms_norm."""
+    return _normed(x, weight, eps).to(x.dtype)
+
+
+def rms_norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor, heads: int, *, eps: float) -> Tensor:
+    """See kernels.rms_norm_rotate."""
+    return rotate(_normed(x, weight, eps).unflatten(2, (heads, -1)), rotation).to(x.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """In the weight's dtype."""
+    x = x.to(weight.dtype)
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # F.rms_norm writes out the squares on CPU
+    return x * torch.rsqrt(size.square() / x.shape[-1] + eps) * weight
+
+
+def _by_span(
+    function: Callable[..., Tensor], spans: Sequence[Span], tokens: Sequence[Tensor], rows: Sequence[Tensor]
+) -> Tensor:
+    """Calls function once per span with its tokens as [B, R, n, D] and its rows as [B, R, 1, D]; joins the results."""
+    token_parts = zip(*(x.split([span.tokens for span in spans], dim=1) for x in tokens), strict=True)
+    row_parts = zip(*(x.split([span.rows for span in spans], dim=1) for x in rows), strict=True)
+    results = [
+        function(*(x.unflatten(1, (span.rows, -1)) for x in parts), *(x.unsqueeze(2) for x in values)).flatten(1, 2)
+        for span, parts, values in zip(spans, token_parts, row_parts, strict=True)
+    ]
+    return results[0] if len(results) == 1 else torch.cat(results, dim=1)

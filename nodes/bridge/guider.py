@@ -7,7 +7,8 @@ weights and conditionings wait until a step needs them. Solver history, noise an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_patcher
@@ -81,7 +82,8 @@ class JoiningExpert(comfy.samplers.CFGGuider):
         if torch.count_nonzero(latent) > 0:
             latent = self.inner_model.process_latent_in(latent)
         prompts = (self.inner_model, noise, self.conds, device, latent, denoise_mask, seed)
-        self.conds = comfy.samplers.process_conds(*prompts, *args, **kwargs)
+        with keyframes_kept(self.conds):
+            self.conds = comfy.samplers.process_conds(*prompts, *args, **kwargs)
 
     def serve(self, x: Tensor, timestep: Tensor, added: Callable[[Options], Options], seed: int | None) -> Tensor:
         """The denoised estimate, with the options that the sampler added to the run's."""
@@ -100,7 +102,7 @@ class DualExpertGuider(comfy.samplers.CFGGuider):
     def __init__(self, high: Any, low: Any | None = None, boundary: float = 0.875) -> None:
         super().__init__(high)
         self.boundary = torch.tensor(boundary).item()  # float32, as the sigmas that it is compared with
-        self.other = JoiningExpert(low) if low is not None else None
+        self.other: Any = JoiningExpert(low) if low is not None else None
         self.first_is_high = True
         self.switch: ExpertSwitch | None = None  # set while a run over both is under way
         self.other_is_active = False
@@ -241,6 +243,16 @@ def load(expert: Any, noise: Tensor) -> None:
     )
     expert.inner_model, expert.conds, expert.loaded_models = prepared
     expert.model_patcher.pre_run()
+
+
+@contextmanager
+def keyframes_kept(conds: Mapping[str, list[Options]]) -> Iterator[None]:
+    """Preparing conditionings sets the keyframes of their hooks back to the run's beginning; here the run goes on."""
+    hooks = [hook for group in conds.values() for cond in group for hook in getattr(cond.get("hooks"), "hooks", ())]
+    before = [(hook.hook_keyframe, vars(hook.hook_keyframe).copy()) for hook in hooks]
+    yield
+    for keyframes, state in before:
+        vars(keyframes).update(state)
 
 
 def release_models(guider: Any) -> None:

@@ -109,7 +109,8 @@ def settle(pair: Pair, wishes: Settings) -> Settings:
         InputError: the two carry different shifts, and none is wished for; see `resolve`.
     """
     if not wishes.shift:
-        shifts = {patched_shift(model) for model in (pair.high, pair.low) if model is not None} - {None}
+        carried = [patched_shift(model) for model in (pair.high, pair.low) if model is not None]
+        shifts = {shift for shift in carried if shift is not None}
         if len(shifts) > 1:
             raise InputError(
                 "The two experts carry different shifts",

@@ -9,10 +9,13 @@ from ..comfy_host import import_comfy
 
 import_comfy()
 
+import comfy.context_windows
+import comfy.hooks
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
+from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from wancore.nodes.bridge.guider import DualExpertGuider, with_added
 from wancore.nodes.bridge.schedule import native_sigmas, with_official_timesteps, with_shift
@@ -238,6 +241,44 @@ def test_timestep_ranges_of_conditionings_cross_the_switch(pair):
     twins = with_shift(native_model(1), SHIFT), with_shift(native_model(1), SHIFT)
     alone = run(dual(twins[0], None, conds=(halves, negative)))
     assert torch.equal(alone, run(dual(*twins, cfg=(4.0, 4.0), conds=(halves, negative))))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["clones", "two modules"])
+def test_hooks_on_conditionings_reach_both_experts(shared):
+    """A LoRA hook that one prompt carries, and that fades over the run, as keyframes make it."""
+    lora = {
+        "diffusion_model.blocks.0.ffn.0.lora_up.weight": 0.5 * torch.ones(64, 2),
+        "diffusion_model.blocks.0.ffn.0.lora_down.weight": 0.5 * torch.ones(2, 128),
+    }
+
+    def hooked():
+        hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
+        frames = comfy.hooks.HookKeyframeGroup()
+        for strength, start in ((1.0, 0.0), (0.3, 0.3), (0.8, 0.7)):
+            frames.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=start))
+        hooks.set_keyframes_on_hooks(frames)
+        positive, negative = prompts()
+        return comfy.hooks.set_hooks_for_conditioning(positive, hooks), negative
+
+    model = with_shift(native_model(1), SHIFT)
+    other = model.clone() if shared else with_shift(native_model(1), SHIFT)
+    transformer = model.model.diffusion_model
+    before = {name: weight.clone() for name, weight in transformer.state_dict().items()}
+    alone = run(dual(model, None, conds=hooked()))
+    assert torch.equal(alone, run(dual(model, other, cfg=(4.0, 4.0), conds=hooked())))
+    assert relative(alone, run(dual(model, None))) > 1e-3
+    assert all(torch.equal(weight, before[name]) for name, weight in transformer.state_dict().items())
+
+
+def test_context_windows_with_free_noise_shuffle_the_noise_once(pair):
+    def windowed(model):
+        arguments = (5, 4, comfy.context_windows.ContextSchedules.STATIC_STANDARD, 1, False)
+        return WanContextWindowsManualNode.execute(model, *arguments, "pyramid", True).result[0]
+
+    twins = [windowed(with_shift(native_model(1), SHIFT)) for _ in range(2)]
+    alone = run(dual(twins[0], None))
+    assert torch.equal(alone, run(dual(*twins, cfg=(4.0, 4.0))))
+    assert relative(alone, run(dual(pair[0], None))) > 1e-3
 
 
 def test_model_options_of_each_expert_stay_its_own(pair):

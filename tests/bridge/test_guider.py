@@ -59,17 +59,18 @@ def run(guider, name="euler", steps=4, start=None, sigmas=None, mask=None, laten
     return guider.sample(noise(batch=batch), latent, sampler, sigmas[start:], **extra)
 
 
-def two_native_runs(high, low, name, steps=4, cfg=(4.0, 3.0), mask=None, latent=None):
+def two_native_runs(high, low, name, steps=4, cfg=(4.0, 3.0), mask=None, latent=None, conds=None):
     """What two KSamplerAdvanced nodes make, split at the boundary."""
     sigmas = native_sigmas(high, "simple", name, steps, 1.0)
     split = int((sigmas[:-1] >= BOUNDARY).sum())
     latent = torch.zeros_like(noise()) if latent is None else latent
     common = {"noise_mask": mask, "disable_pbar": True, "seed": 11}
+    conds = conds or prompts()
     first = comfy.sample.sample(
-        high, noise(), steps, cfg[0], name, "simple", *prompts(), latent, start_step=0, last_step=split, **common
+        high, noise(), steps, cfg[0], name, "simple", *conds, latent, start_step=0, last_step=split, **common
     )
     return comfy.sample.sample(
-        low, torch.zeros_like(first), steps, cfg[1], name, "simple", *prompts(), first, start_step=split, **common
+        low, torch.zeros_like(first), steps, cfg[1], name, "simple", *conds, first, start_step=split, **common
     )
 
 
@@ -88,6 +89,19 @@ def record(model, log, tag):
 @pytest.mark.parametrize("name", ["euler", "ddim"])
 def test_equals_two_native_runs(pair, name):
     assert relative(run(dual(*pair), name), two_native_runs(*pair, name)) < 1e-5
+
+
+def test_image_to_video_equals_two_native_runs():
+    """The start image is prepared for each expert, from the same conditioning."""
+    models = [with_shift(native_model(seed, in_dim=36), SHIFT) for seed in (1, 2)]
+    mask = torch.ones(1, 1, 3, 8, 8)
+    mask[:, :, 0] = 0
+    image = {"concat_latent_image": noise(8), "concat_mask": mask}
+    conds = [[[text, {**extra, **image}] for text, extra in prompt] for prompt in prompts()]
+    ours, theirs = run(dual(*models, conds=conds)), two_native_runs(*models, "euler", conds=conds)
+    assert relative(ours, theirs) < 1e-5
+    assert relative(ours, run(dual(*models))) > 1e-3
+    assert torch.equal(image["concat_latent_image"], noise(8))
 
 
 def test_swapped_experts_differ(pair):

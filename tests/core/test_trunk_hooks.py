@@ -1,0 +1,139 @@
+"""What hooks are called with, and what comes of what they return."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from wancore.wan_core.attention import KERNELS, Kernel, Place, attention, choose
+from wancore.wan_core.hooks import Hooks, PositionTransform
+from wancore.wan_core.ops import TorchOps
+from wancore.wan_core.transformer import WanTransformer
+
+from .small_trunk import COLUMNS, FRAMES, ROWS, TOKENS_PER_FRAME, prompt, relative, transformer, video
+
+STEP = torch.tensor([500.0])
+TOKENS = FRAMES * TOKENS_PER_FRAME
+
+
+@pytest.fixture(scope="module")
+def model() -> WanTransformer:
+    return transformer()
+
+
+def test_attention_is_asked_twice_per_block(model):
+    seen = []
+
+    def ours(q, k, v, heads):
+        seen.append((tuple(q.shape), tuple(k.shape), tuple(v.shape), heads))
+        return attention(q, k, v, heads)
+
+    out = model(video(), STEP, prompt(), Hooks(attention=ours))
+    among, text = (1, TOKENS, 48), (1, 8, 48)
+    assert seen == [(among, among, among, 2), (among, text, text, 2)] * model.num_layers
+    assert torch.equal(out, model(video(), STEP, prompt()))
+
+
+def test_self_attention_hooks_get_heads_and_act_before_the_projection(model):
+    seen = []
+
+    def scale(x, q, k):
+        seen.append((tuple(x.shape), tuple(q.shape), tuple(k.shape)))
+        return 0.5 * x
+
+    out = model(video(), STEP, prompt(), Hooks(self_attention=(scale, scale)))
+    assert seen == [((1, TOKENS, 48), (1, TOKENS, 2, 24), (1, TOKENS, 2, 24))] * (2 * model.num_layers)
+    other = transformer()
+    for block in other.blocks:
+        block.self_attn.o.weight *= 0.25
+    assert relative(out, other(video(), STEP, prompt())) < 1e-6
+
+
+def test_a_replaced_block_may_call_the_block_with_other_inputs(model):
+    def skip(tokens, stream, block):
+        return tokens
+
+    def through(tokens, stream, block):
+        return block(tokens, stream)
+
+    def without_text(tokens, stream, block):
+        return block(tokens, replace(stream, context=torch.zeros_like(stream.context)))
+
+    plain = model(video(), STEP, prompt())
+    assert torch.equal(model(video(), STEP, prompt(), Hooks(replace_block={1: through})), plain)
+    assert relative(model(video(), STEP, prompt(), Hooks(replace_block={1: without_text})), plain) > 1e-3
+    shorter = transformer()
+    del shorter.blocks[1]
+    assert torch.equal(model(video(), STEP, prompt(), Hooks(replace_block={1: skip})), shorter(video(), STEP, prompt()))
+
+
+def test_hooks_around_blocks_get_their_index_the_grid_and_the_stream(model):
+    before, after = [], []
+
+    def look(index, tokens, stream):
+        after.append((index, tuple(tokens.shape), tuple(stream.video.shape), tuple(stream.time.shape)))
+        return tokens
+
+    hooks = Hooks(at_block=lambda *place: before.append(place), after_block=(look,))
+    model(video()[:, :, :, :-1], STEP, prompt(), hooks)
+    assert before == [(i, 3, (FRAMES, ROWS // 2, COLUMNS // 2)) for i in range(3)]
+    padded = (1, 16, FRAMES, ROWS, COLUMNS)
+    assert after == [(i, (1, TOKENS, 48), padded, (1, 1, 48)) for i in range(3)]
+
+
+def test_positions_are_relative_and_can_be_stretched(model):
+    plain = model(video(), STEP, prompt())
+    moved = model(video(), STEP, prompt(), Hooks(positions=PositionTransform(shift=(7.0, -2.0, 30.5))))
+    assert relative(moved, plain) < 1e-5
+    for axis in range(3):
+        scale = tuple(2.0 if i == axis else 1.0 for i in range(3))
+        stretched = model(video(), STEP, prompt(), Hooks(positions=PositionTransform(scale=scale)))
+        assert relative(stretched, plain) > 1e-3
+
+
+def test_the_host_orders_the_blocks_and_casts_the_weights():
+    asked = []
+
+    class Ops(TorchOps):
+        @staticmethod
+        def weights(module, like):
+            asked.append(("weights", like.dtype))
+            return nullcontext((module.weight.to(like), None))
+
+        @staticmethod
+        def stream(blocks, x, options):
+            asked.append(("stream", options))
+            yield from reversed(list(enumerate(blocks)))
+
+    forwards, order = transformer(), []
+    forwards.blocks = forwards.blocks[::-1]
+    hosted = transformer(ops=Ops)
+    hooks = Hooks(at_block=lambda index, count, grid: order.append(index), stream_options={"any": 1})
+    assert torch.equal(hosted(video(), STEP, prompt(), hooks), forwards(video(), STEP, prompt()))
+    assert order == [2, 1, 0]
+    assert asked[0] == ("stream", {"any": 1})
+    assert asked[1:] == [("weights", torch.float32)] * (4 * 3)
+
+
+def test_the_first_kernel_that_is_there_and_accepts_the_place_is_taken():
+    place = Place(torch.device("cpu"), torch.float32, 128)
+    never = Kernel("not installed", attention, installed=lambda: False)
+    narrow = Kernel("narrow", attention, head_dims=(64,))
+    gpu = Kernel("gpu", attention, devices=("cuda",))
+    half = Kernel("half", attention, dtypes=(torch.float16, torch.bfloat16))
+    recent = Kernel("recent", attention, capability=(9, 0))
+    fits = Kernel("fits", attention, devices=("cpu",), dtypes=(torch.float32,), head_dims=(128,))
+    assert choose(place, (never, narrow, gpu, half, recent, fits, *KERNELS)) is fits
+    assert choose(place, (never, narrow, gpu, half, recent, *KERNELS)) is KERNELS[-1]
+    with pytest.raises(LookupError, match="narrow"):
+        choose(place, (narrow,))
+
+
+def test_attention_is_a_softmax_over_the_keys():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3 * 10, generator=generator, dtype=torch.float64) for n in (5, 7, 7))
+    heads = [x.unflatten(2, (3, 10)).transpose(1, 2) for x in (q, k, v)]
+    scores = (heads[0] @ heads[1].transpose(2, 3) / 10**0.5).softmax(dim=-1)
+    assert torch.allclose(attention(q, k, v, 3), (scores @ heads[2]).transpose(1, 2).flatten(2), atol=1e-12)

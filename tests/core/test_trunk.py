@@ -199,3 +199,9 @@ def test_every_parameter_learns():
     model(video(), torch.tensor([9.0]), prompt(contexts=contexts)).square().mean().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert still == []
+
+
+def test_compiles_as_one_graph(model):
+    """Without breaks: what a fused or compiled block needs."""
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(video(), torch.tensor([9.0]), prompt()), model(video(), torch.tensor([9.0]), prompt()))

@@ -20,7 +20,7 @@ TOLERANCE = 2e-5
 def model(golden: Golden, dtype: torch.dtype = torch.float32) -> WanTransformer:
     """The transformer of one file; the head count cannot be read from the tensors."""
     config = TransformerConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in golden.weights.items()})
-    given = {name: golden.config[name] for name in ("num_heads", "text_len") if name in golden.config}
+    given = {name: golden.config[name] for name in ("num_heads", "text_len", "eps") if name in golden.config}
     transformer = WanTransformer(replace(config, **given), dtype=dtype).eval().requires_grad_(False)
     transformer.load_state_dict({name: tensor.to(dtype) for name, tensor in golden.weights.items()})
     return transformer
@@ -33,17 +33,17 @@ def trunk(golden: Golden) -> Iterator[Result]:
         inputs = golden.of(INPUT, case)
         ours: dict[str, Tensor] = {}
         for index, suffix in enumerate(sorted(name[1:] for name in inputs if name[:1] == "x")):
-            sample, step = conditioning(inputs, suffix), timestep(transformer, inputs, suffix, index)
+            t = inputs["t"][min(index, len(inputs["t"]) - 1) :][:1]
             seen = _watched(transformer, golden.of(MIDDLE, case))
             video = inputs[f"x{suffix}"][None]
-            velocity = transformer(video, step, sample)
+            velocity = transformer(video, timestep(transformer, video, t), conditioning(inputs, suffix))
             ours |= {f"{MIDDLE}.{name}": value for name, value in seen.items()}
-            ours |= _time_rows(transformer, inputs["t"][index : index + 1], golden.of(MIDDLE, case))
+            ours |= _time_rows(transformer, t, golden.of(MIDDLE, case))
             ours[f"{OUTPUT}.x{suffix}"] = velocity[0]
         yield _cut(golden, case, ours).check(case, ours, TOLERANCE)
 
 
-def conditioning(inputs: dict[str, Tensor], suffix: str = "") -> Conditioning:
+def conditioning(inputs: dict[str, Tensor], suffix: str) -> Conditioning:
     """The inputs of one sample in our form."""
     y, features = inputs.get(f"y{suffix}"), inputs.get(f"clip_fea{suffix}")
     return Conditioning(
@@ -53,10 +53,9 @@ def conditioning(inputs: dict[str, Tensor], suffix: str = "") -> Conditioning:
     )
 
 
-def timestep(transformer: WanTransformer, inputs: dict[str, Tensor], suffix: str = "", index: int = 0) -> Tensor:
+def timestep(transformer: WanTransformer, video: Tensor, t: Tensor) -> Tensor:
     """[1], or [1, tokens] without the padding that the official code adds behind a shorter sample."""
-    t = inputs["t"][index : index + 1]
-    sizes = zip(inputs[f"x{suffix}"].shape[1:], transformer.patch_size, strict=True)
+    sizes = zip(video.shape[2:], transformer.patch_size, strict=True)
     patches = (-(-size // patch) for size, patch in sizes)
     return t if t.ndim == 1 else t[:, : math.prod(patches)]
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_aimdo", "comfy_quant"}
 HOST |= {"execution", "folder_paths", "latent_preview", "node_helpers", "nodes", "server", "app", "aiohttp"}
 OURS = {"wancore", "wan_core", "pocket", "tools", "tests"}  # ComfyUI loads the pack under a name of its own
-LIBRARIES = {"torch", "numpy", "safetensors", "av", "PIL", "sentencepiece", "tokenizers", "ftfy"}
+LIBRARIES = {"torch", "typing_extensions", "numpy", "safetensors", "av", "PIL", "sentencepiece", "tokenizers", "ftfy"}
 UNSAFE = {"subprocess", "pickle", "marshal", "shelve", "urllib", "http", "socket", "ftplib", "smtplib", "telnetlib"}
 OPTIONAL = {  # where a library may be asked for that not everyone has, or that does not belong everywhere
     "einops": ("wan_core/vae/", "wan_core/weights/"),

@@ -8,6 +8,7 @@ stream's dtype; norms, rotation, modulation and gates in float32 (float64 for a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.ops, self.heads, self.eps = ops, config.num_heads, config.eps
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.q = ops.Linear(config.dim, config.dim, **place)
         self.k = ops.Linear(config.dim, config.dim, **place)
         self.v = ops.Linear(config.dim, config.dim, **place)
@@ -78,7 +79,7 @@ class CrossAttention(Attention):
     ) -> None:
         super().__init__(config, ops=ops, device=device, dtype=dtype)
         if config.image_dim:
-            place = {"device": device, "dtype": dtype}
+            place: dict[str, Any] = {"device": device, "dtype": dtype}
             self.k_img = ops.Linear(config.dim, config.dim, **place)
             self.v_img = ops.Linear(config.dim, config.dim, **place)
             self.norm_k_img = ops.RMSNorm(config.dim, eps=config.eps, **place)
@@ -108,7 +109,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.ops, self.eps = ops, config.eps
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.self_attn = SelfAttention(config, ops=ops, **place)
         self.norm3 = ops.LayerNorm(config.dim, eps=config.eps, **place)
         self.cross_attn = CrossAttention(config, ops=ops, **place)

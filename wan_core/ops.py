@@ -40,9 +40,9 @@ class Ops(Protocol):
         ...
 
 
-def _cast(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    bias = getattr(module, "bias", None)
-    return module.weight.to(like), None if bias is None else bias.to(like)
+def _cast(layer: Any, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    bias = getattr(layer, "bias", None)  # RMSNorm has none
+    return layer.weight.to(like), None if bias is None else bias.to(like)
 
 
 class _Linear(nn.Linear):
@@ -72,8 +72,8 @@ class _LayerNorm(nn.LayerNorm):
 
 
 class _RMSNorm(nn.RMSNorm):
-    def forward(self, input: Tensor) -> Tensor:
-        return F.rms_norm(input, tuple(self.normalized_shape), self.weight.to(input), self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, tuple(self.normalized_shape), self.weight.to(x), self.eps)
 
 
 class _Embedding(nn.Embedding):

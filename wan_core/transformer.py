@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class ImageEmbedding(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.proj = nn.Sequential(
             ops.LayerNorm(config.image_dim, **place),
             ops.Linear(config.image_dim, config.image_dim, **place),
@@ -109,7 +110,7 @@ class WanTransformer(nn.Module):
         self.config, self.ops, self.dtype, self.residual_dtype = config, ops, dtype or torch.float32, residual_dtype
         self.dim, self.num_heads, self.num_layers = config.dim, config.num_heads, config.num_layers
         self.in_dim, self.out_dim, self.patch_size = config.in_dim, config.out_dim, config.patch_size
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = ops.Conv3d(config.in_dim, dim, kernel_size=patch, stride=patch, **place)
         self.text_embedding = nn.Sequential(

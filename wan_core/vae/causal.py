@@ -1,0 +1,270 @@
+"""Parts of the causal video VAEs: layers that see a clip in chunks of any size and give what the whole clip would.
+
+B batch, C channels, F frames, H/W rows and columns; every tensor is [B, C, F, H, W].
+A layer that looks back keeps its last input frames in the FrameCache of the call; the modules hold weights only. They
+are the host's plain Conv3d layers, so that parameters carry the official names; what makes them causal is `causal_conv`.
+Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; the chunk rules of the resamplers are its cached code, solved
+for any chunk size. Parity in tests/core/test_vae21.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ops import Ops
+from .latents import LatentStatistics
+
+SpatialAttention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v and result [N, C, H, W]
+
+ENCODE_FRAMES = 4  # frames to a chunk while encoding, after the first one: one latent frame
+DECODE_FRAMES = 1  # latent frames to a chunk while decoding: four frames
+
+
+class FrameCache:
+    """The frames that the layers remember between two chunks of one clip."""
+
+    def __init__(self) -> None:
+        self._frames: dict[nn.Module, Tensor] = {}
+        self._started: set[nn.Module] = set()
+
+    def get(self, layer: nn.Module) -> Tensor | None:
+        """The frames that `layer` kept from the chunks before; None on the first chunk."""
+        return self._frames.get(layer)
+
+    def keep(self, layer: nn.Module, frames: Tensor) -> None:
+        """Keeps `frames`, compact, so that the chunk that they are a part of can be freed."""
+        self._frames[layer] = frames.contiguous()
+
+    def first_chunk(self, layer: nn.Module) -> bool:
+        """True when `layer` asks for the first time in this call."""
+        new = layer not in self._started
+        self._started.add(layer)
+        return new
+
+
+def causal_conv(conv: nn.Conv3d, x: Tensor, cache: FrameCache, ops: type[Ops]) -> Tensor:
+    """Convolves so that a frame sees itself and frames before it; before the first frame everything is zero.
+
+    `conv` pads in space only. The first frame alone meets one tap of the kernel: a 2-D convolution.
+    """
+    history = conv.kernel_size[0] - 1
+    if history == 0:
+        return conv(x)
+    past, frames = cache.get(conv), x.shape[2]
+    seen = x if past is None else torch.cat((past, x), dim=2)
+    cache.keep(conv, seen[:, :, -history:])
+    if past is None and frames == 1:
+        with ops.weights(conv, x) as (weight, bias):
+            return functional.conv2d(x[:, :, 0], weight[:, :, -1], bias, padding=conv.padding[1:]).unsqueeze(2)
+    missing = history + frames - seen.shape[2]
+    return conv(functional.pad(seen, (0, 0, 0, 0, missing, 0)) if missing else seen)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """One head over the positions of each image: [N, C, H, W] three times -> [N, C, H, W]."""
+    heads = (tensor.flatten(2).transpose(1, 2).unsqueeze(1) for tensor in (query, key, value))  # [N, 1, HW, C]
+    return functional.scaled_dot_product_attention(*heads).squeeze(1).transpose(1, 2).reshape(query.shape)
+
+
+class ChannelNorm(nn.Module):
+    """Scales the channels at each position to length sqrt(C), times a learned gain."""
+
+    def __init__(self, channels: int, axes: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(channels, *(1,) * axes, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, ...] with `axes` axes after the channels -> the same shape."""
+        return functional.normalize(x, dim=1) * self.gamma.shape[0] ** 0.5 * self.gamma.to(x)
+
+
+class Layers:
+    """Makes the layers of one VAE: the host's classes, on one device, in one dtype."""
+
+    def __init__(self, ops: type[Ops], device: torch.device | None, dtype: torch.dtype | None) -> None:
+        self.ops, self._device, self._dtype = ops, device, dtype
+
+    def conv3d(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
+        """A Conv3d for `causal_conv`: padded in space, strided in time."""
+        padding = (0, kernel[1] // 2, kernel[2] // 2)
+        place = {"device": self._device, "dtype": self._dtype}
+        return self.ops.Conv3d(inputs, outputs, kernel, stride=(stride, 1, 1), padding=padding, **place)
+
+    def conv2d(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+        """A Conv2d for the images of a clip."""
+        place = {"device": self._device, "dtype": self._dtype}
+        return self.ops.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, **place)
+
+    def norm(self, channels: int, axes: int = 3) -> ChannelNorm:
+        """A ChannelNorm for clips (3 axes after the channels) or images (2)."""
+        return ChannelNorm(channels, axes, self._device, self._dtype)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU and causal convolution twice, beside a shortcut."""
+
+    def __init__(self, layers: Layers, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.ops = layers.ops
+        self.residual = nn.ModuleDict(  # the official sequence; 1, 4 and 5 are SiLU, SiLU and dropout
+            {
+                "0": layers.norm(inputs),
+                "2": layers.conv3d(inputs, outputs, (3, 3, 3)),
+                "3": layers.norm(outputs),
+                "6": layers.conv3d(outputs, outputs, (3, 3, 3)),
+            }
+        )
+        self.shortcut = layers.conv3d(inputs, outputs, (1, 1, 1)) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
+        """x [B, C, F, H, W] -> [B, C', F, H, W]."""
+        first, second = self.residual["2"], self.residual["6"]
+        y = causal_conv(first, functional.silu(self.residual["0"](x)), cache, self.ops)
+        y = causal_conv(second, functional.silu(self.residual["3"](y)), cache, self.ops)
+        return y + self.shortcut(x)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention inside each frame, added to its input."""
+
+    def __init__(self, layers: Layers, channels: int, attention: SpatialAttention) -> None:
+        super().__init__()
+        self.attention = attention
+        self.norm = layers.norm(channels, axes=2)
+        self.to_qkv = layers.conv2d(channels, channels * 3, 1)
+        self.proj = layers.conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
+        """x [B, C, F, H, W] -> the same shape; looks at no other frame."""
+        images = images_of(x)
+        query, key, value = self.to_qkv(self.norm(images)).chunk(3, dim=1)
+        return x + clip_of(self.proj(self.attention(query, key, value)), x.shape[0])
+
+
+class Downsample(nn.Module):
+    """Halves rows and columns, and with `temporal` the frames after the first.
+
+    In time, output 0 is frame 0 untouched and output k is the time convolution of frames 2k-2, 2k-1 and 2k. Frames that
+    make no whole output wait in the cache.
+    """
+
+    def __init__(self, layers: Layers, channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": layers.conv2d(channels, channels, 3, stride=2)})  # 0 is the padding
+        self.time_conv = layers.conv3d(channels, channels, (3, 1, 1), stride=2) if temporal else None
+
+    def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
+        """x [B, C, F, H, W] -> [B, C, F', H / 2, W / 2]; F' can be 0 where a chunk is short."""
+        x = clip_of(self.resample["1"](functional.pad(images_of(x), (0, 1, 0, 1))), x.shape[0])
+        if self.time_conv is None:
+            return x
+        past = cache.get(self.time_conv)
+        seen = x if past is None else torch.cat((past, x), dim=2)
+        outputs = (seen.shape[2] - 1) // 2
+        cache.keep(self.time_conv, seen[:, :, 2 * outputs :])
+        ready = [x[:, :, :1]] if past is None else []
+        if outputs:
+            ready.append(self.time_conv(seen[:, :, : 2 * outputs + 1]))
+        return torch.cat(ready, dim=2) if ready else x[:, :, :0]
+
+
+class Upsample(nn.Module):
+    """Doubles rows and columns, halves the channels, and with `temporal` doubles the frames after the first.
+
+    In time, frame 0 stays one frame and never meets the time convolution, which takes it for zeros; every later frame
+    becomes two.
+    """
+
+    def __init__(self, layers: Layers, channels: int, outputs: int, temporal: bool) -> None:
+        super().__init__()
+        self.ops = layers.ops
+        self.resample = nn.ModuleDict({"1": layers.conv2d(channels, outputs, 3, padding=1)})  # 0 is the enlarging
+        self.time_conv = layers.conv3d(channels, channels * 2, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
+        """x [B, C, F, H, W] -> [B, C', F', H * 2, W * 2]."""
+        if self.time_conv is not None:
+            x = self._double(x, cache)
+        images = functional.interpolate(images_of(x), scale_factor=2, mode="nearest-exact")
+        return clip_of(self.resample["1"](images), x.shape[0])
+
+    def _double(self, x: Tensor, cache: FrameCache) -> Tensor:
+        """x [B, C, F, H, W] -> twice the frames, but for frame 0 of the clip."""
+        first = x[:, :, :0]
+        if cache.first_chunk(self):  # frame 0 passes; nothing of it is remembered
+            first, x = x[:, :, :1], x[:, :, 1:]
+        if not x.shape[2]:
+            return first
+        pairs = causal_conv(self.time_conv, x, cache, self.ops).unflatten(1, (2, -1))  # [B, 2, C, F, H, W]
+        return torch.cat((first, pairs.movedim(1, 3).flatten(2, 3)), dim=2)
+
+
+class CausalVAE(nn.Module):
+    """Encoder and decoder around a causal latent. A subclass makes encoder, decoder, conv1, conv2 and statistics."""
+
+    statistics: LatentStatistics
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        self.conv1: nn.Module
+        self.conv2: nn.Module
+
+    def fold(self, video: Tensor) -> Tensor:
+        """Pixels as the encoder takes them; VAE 2.2 moves 2x2 squares into channels here."""
+        return video
+
+    def unfold(self, pixels: Tensor) -> Tensor:
+        """The inverse of `fold`, for what the decoder makes."""
+        return pixels
+
+    def encode(self, video: Tensor, *, frames: int = ENCODE_FRAMES, device: torch.device | None = None) -> Tensor:
+        """video [B, 3, F, H, W] in -1..1 -> raw latent [B, C, (F - 1) // 4 + 1, H / 8, W / 8].
+
+        Frames after the last whole 4n+1 are left out. `frames` is the size of a chunk and never changes the result;
+        `device` is where chunks are computed (None: where the video is), so that a long clip can stay in RAM.
+        """
+        cache, latents = FrameCache(), []
+        end = 1 + (video.shape[2] - 1) // 4 * 4
+        for start, stop in chunk_bounds(end, frames):
+            chunk = self.encoder(self.fold(video[:, :, start:stop].to(device or video.device)), cache)
+            if chunk is not None:
+                latents.append(chunk)
+        mean, _log_variance = self.conv1(torch.cat(latents, dim=2)).chunk(2, dim=1)
+        return mean
+
+    def decode_chunks(self, latent: Tensor, *, frames: int = DECODE_FRAMES) -> Iterator[Tensor]:
+        """raw latent [B, C, F, H, W] -> parts of the video [B, 3, 1 or 4 * frames, H * 8, W * 8], unclamped.
+
+        `frames` counts latent frames to a chunk and never changes the result. Abandoning the iteration frees the cache.
+        """
+        cache = FrameCache()
+        for start, stop in chunk_bounds(latent.shape[2], frames):
+            yield self.unfold(self.decoder(self.conv2(latent[:, :, start:stop]), cache))
+
+    def decode(self, latent: Tensor, *, frames: int = DECODE_FRAMES) -> Tensor:
+        """raw latent [B, C, F, H, W] -> video [B, 3, 4F - 3, H * 8, W * 8], about -1..1, unclamped."""
+        return torch.cat(list(self.decode_chunks(latent, frames=frames)), dim=2)
+
+
+def chunk_bounds(end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of the chunks of 0..end: one frame, then `size` each."""
+    start, stop = 0, 1
+    while start < end:
+        yield start, min(stop, end)
+        start, stop = stop, stop + size
+
+
+def images_of(x: Tensor) -> Tensor:
+    """[B, C, F, H, W] -> [B * F, C, H, W]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def clip_of(images: Tensor, batch: int) -> Tensor:
+    """[B * F, C, H, W] -> [B, C, F, H, W]."""
+    return images.unflatten(0, (batch, -1)).transpose(1, 2)

@@ -1,10 +1,10 @@
 """Parts of the causal video VAEs: layers that see a clip in chunks of any size and give what the whole clip would.
 
 B batch, C channels, F frames, H/W rows and columns; every tensor is [B, C, F, H, W].
-A layer that looks back keeps its last input frames in the FrameCache of the call; the modules hold weights only. They
-are the host's plain Conv3d layers, so that parameters carry the official names; what makes them causal is `causal_conv`.
-Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; the chunk rules of the resamplers are its cached code, solved
-for any chunk size. Parity in tests/core/test_vae21.py.
+A layer that looks back keeps its last input frames in the FrameCache of the call; the modules hold weights only.
+The convolutions are the host's plain Conv3d, so that parameters carry the official names; `causal_conv` makes them
+causal. Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; the chunk rules of the resamplers are its cached
+code, solved for any chunk size. Parity in tests/core/test_vae21.py.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         self.head = head(layers, width, config.latent_channels * 2)
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor | None:
-        """x [B, 3, F, H, W] -> [B, 2 * latent channels, F', H / 8, W / 8]; None when the chunk filled no latent frame."""
+        """x [B, 3, F, H, W] -> [B, 2 * latent channels, F', H / 8, W / 8]; None when no latent frame is whole yet."""
         x = causal_conv(self.conv1, x, cache, self.ops)
         for layer in self.downsamples:
             x = layer(x, cache)

@@ -1,0 +1,75 @@
+"""Text to UMT5 token ids, with the sentencepiece model that comes in the checkpoint or lies beside it.
+
+Source: Wan-Video/Wan2.2 wan/modules/tokenizers.py and wan/modules/t5.py at 42bf4cf (google/umt5-xxl, 512 tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+from ..errors import WeightsFileError
+from .clean import clean
+
+END = 1  # </s>, after every text
+PAD = 0
+TEXT_TOKENS = 512  # longest text, its end token included
+
+# Where the tokenizer lies beside weights without one, most specific first: relative to their folder.
+FILES = ("{stem}.model", "spiece.model", "google/umt5-xxl/spiece.model", "umt5-xxl/spiece.model", "tokenizer.model")
+
+
+class Tokenizer:
+    """Official tokens of cleaned text."""
+
+    def __init__(self, model: bytes, *, where: str = "") -> None:
+        """`model` is a serialised sentencepiece model; `where` names its file in errors.
+
+        Raises:
+            WeightsFileError: the bytes are no sentencepiece model.
+        """
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise WeightsFileError(
+                "The tokenizer cannot be read",
+                where=where,
+                found=f"{len(model)} bytes that are no sentencepiece model",
+                remedy="Download the text encoder again; it carries its tokenizer as the tensor spiece_model",
+            ) from error
+
+    @classmethod
+    def from_tensor(cls, model: Tensor, *, where: str = "") -> Tokenizer:
+        """Reads the uint8 tensor `spiece_model` of a checkpoint."""
+        return cls(model.to(torch.uint8).cpu().numpy().tobytes(), where=where)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Reads a `spiece.model`."""
+        return cls(path.read_bytes(), where=str(path.absolute()))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of pieces; the encoder's table can have more rows."""
+        return self._pieces.get_piece_size()
+
+    def encode(self, text: str, *, tokens: int = TEXT_TOKENS) -> list[int]:
+        """Token ids of the cleaned text, cut so that with the end token there are at most `tokens`."""
+        return [*self._pieces.encode(clean(text))[: tokens - 1], END]
+
+    def batch(self, texts: Sequence[str], *, tokens: int = TEXT_TOKENS) -> tuple[Tensor, Tensor]:
+        """Texts -> ids and mask, both int64 [B, tokens]; the mask is 1 on tokens and 0 on padding."""
+        rows = [self.encode(text, tokens=tokens) for text in texts]
+        ids = torch.tensor([row + [PAD] * (tokens - len(row)) for row in rows], dtype=torch.long)
+        lengths = torch.tensor([len(row) for row in rows])
+        return ids, (torch.arange(tokens) < lengths[:, None]).long()
+
+
+def tokenizer_file(weights: Path) -> Path | None:
+    """The sentencepiece file that belongs to text encoder weights without `spiece_model`; None when there is none."""
+    names = (name.format(stem=weights.stem) for name in FILES)
+    return next((path for path in (weights.parent / name for name in names) if path.is_file()), None)

@@ -52,14 +52,13 @@ class Tokenizer:
         """Reads a `spiece.model`."""
         return cls(path.read_bytes(), where=str(path.absolute()))
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of pieces; the encoder's table can have more rows."""
-        return self._pieces.get_piece_size()
+    def pieces(self, text: str) -> list[int]:
+        """Token ids of text as it stands: not cleaned, not cut, without the end token."""
+        return self._pieces.encode(text)
 
     def encode(self, text: str, *, tokens: int = TEXT_TOKENS) -> list[int]:
         """Token ids of the cleaned text, cut so that with the end token there are at most `tokens`."""
-        return [*self._pieces.encode(clean(text))[: tokens - 1], END]
+        return [*self.pieces(clean(text))[: tokens - 1], END]
 
     def batch(self, texts: Sequence[str], *, tokens: int = TEXT_TOKENS) -> tuple[Tensor, Tensor]:
         """Texts -> ids and mask, both int64 [B, tokens]; the mask is 1 on tokens and 0 on padding."""
@@ -67,6 +66,18 @@ class Tokenizer:
         ids = torch.tensor([row + [PAD] * (tokens - len(row)) for row in rows], dtype=torch.long)
         lengths = torch.tensor([len(row) for row in rows])
         return ids, (torch.arange(tokens) < lengths[:, None]).long()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; end and padding leave nothing."""
+        return self._pieces.decode(list(ids))
+
+    def vocabulary(self) -> dict[str, int]:
+        """{piece: id}; the encoder's table can have more rows."""
+        return {self._pieces.id_to_piece(index): index for index in range(self._pieces.get_piece_size())}
+
+    def to_tensor(self) -> Tensor:
+        """The model as checkpoints carry it, in the uint8 tensor `spiece_model`."""
+        return torch.frombuffer(bytearray(self._pieces.serialized_model_proto()), dtype=torch.uint8)
 
 
 def tokenizer_file(weights: Path) -> Path | None:

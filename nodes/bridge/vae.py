@@ -1,0 +1,164 @@
+"""Our VAE as ComfyUI's VAE object, so that every native VAE node takes it, and decoding frame by frame.
+
+The native class configures itself from the file's shapes: ratios, memory estimates, dtype and device are whatever this
+ComfyUI gives to a Wan VAE. It does so on the meta device, without weights; then our module takes its model's place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.ldm.modules.diffusionmodules.model import vae_attention
+from torch import Tensor
+
+from ...wan_core.vae.causal import CausalVAE
+from ...wan_core.vae.wan21 import VAE21Config, WanVAE21
+from ...wan_core.weights.families import VAE
+from ...wan_core.weights.inspect import inspect
+from ...wan_core.weights.keys import check_tensors
+from ...wan_core.weights.pairing import require
+from .ops import wan_operations
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class HostedVAE21(WanVAE21):
+    """VAE 2.1 as the native VAE object calls it."""
+
+    comfy_has_chunked_io = True  # native code leaves whole clips in RAM, and passes the buffer for the decoded frames
+
+    def decode(self, latent: Tensor, output_buffer: Tensor | None = None, **options: Any) -> Tensor:
+        """raw latent [B, C, F, H, W] -> video [B, 3, 4F - 3, H * 8, W * 8], into `output_buffer` where one is given."""
+        if output_buffer is None:
+            return super().decode(latent)
+        start = 0
+        for chunk in self.decode_chunks(latent):
+            output_buffer[:, :, start : start + chunk.shape[2]].copy_(chunk)
+            start += chunk.shape[2]
+        return output_buffer
+
+    def decode_output_shape(self, latent_shape: torch.Size) -> tuple[int, ...]:
+        """Shape of the video that a latent of this shape becomes."""
+        batch, _, frames, height, width = latent_shape
+        return batch, self.config.out_channels, 4 * frames - 3, height * 8, width * 8
+
+
+def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> comfy.sd.VAE:
+    """Loads a Wan VAE; `dtype` is what it computes in (None: what ComfyUI chooses for this GPU).
+
+    A VAE 2.2 becomes ComfyUI's own object, without our module.
+
+    Raises:
+        WeightsFileError: the file cannot be read as weights.
+        WrongModelError: it is no Wan VAE.
+    """
+    checkpoint = inspect(path)
+    require(checkpoint, VAE)
+    path = str(checkpoint.path)
+    if checkpoint.family.id != "vae21":
+        return _native(path, dtype)
+    vae = _configured(checkpoint.shapes, dtype)
+    _install(vae, path, checkpoint.prefix)
+    return vae
+
+
+def decode_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
+    """Decodes a raw latent [B, C, F, H, W] clip by clip: yields frames [f, H, W, 3] in 0..1, in order.
+
+    With our VAE they come a few at a time, so that a long clip never lies in memory as a whole; with any other all at
+    once. Where the GPU is too small the rest of the clip is decoded in tiles, as ComfyUI does.
+    """
+    vae.throw_exception_if_invalid()
+    for clip in latent.split(1):
+        if isinstance(vae.first_stage_model, CausalVAE):
+            yield from _clip_chunks(vae, clip)
+        else:
+            yield vae.decode(clip).flatten(0, -4)  # [1, F, H, W, 3], or [1, H, W, 3] of an image VAE
+
+
+def vae_latent_channels(vae: comfy.sd.VAE) -> int:
+    """Channels of the latents that the VAE makes: 16 for VAE 2.1, 48 for VAE 2.2."""
+    return vae.latent_channels
+
+
+def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
+    """latent [1, C, F, H, W] -> frames [f, H, W, 3]."""
+    memory = vae.memory_used_decode(latent.shape, vae.vae_dtype)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
+    chunks, done = vae.first_stage_model.decode_chunks(latent.to(device=vae.device, dtype=vae.vae_dtype)), 0
+    try:
+        while (frames := _next_images(vae, chunks)) is not None:
+            done += frames.shape[0]
+            yield frames
+        return
+    except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
+        comfy.model_management.raise_non_oom(error)
+        logging.warning("WanCore: not enough GPU memory to decode whole frames; decoding tiles instead.")
+    comfy.model_management.soft_empty_cache()
+    tile = 256 // vae.spacial_compression_decode()
+    yield vae.decode_tiled(latent, tile_x=tile, tile_y=tile, overlap=tile // 4)[0, done:]
+
+
+def _next_images(vae: comfy.sd.VAE, chunks: Iterator[Tensor]) -> Tensor | None:
+    """The next decoded pixels [1, 3, f, H, W] as images [f, H, W, 3] where ComfyUI keeps images; None at the end."""
+    with comfy.model_management.cuda_device_context(vae.device):
+        chunk = next(chunks, None)
+        if chunk is None:
+            return None
+        pixels = chunk.to(device=vae.output_device, dtype=vae.vae_output_dtype(), copy=True)
+    return vae.process_output(pixels)[0].movedim(0, -1)
+
+
+def _configured(shapes: Shapes, dtype: torch.dtype | None, device: torch.device | None = None) -> comfy.sd.VAE:
+    """A native VAE object with everything but weights."""
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+        return comfy.sd.VAE(sd=tensors, device=device, dtype=dtype)
+
+
+def _install(vae: comfy.sd.VAE, path: str, prefix: str, *, disable_dynamic: bool = False) -> None:
+    """Puts our module with the file's weights into a configured VAE object, in the order that native code does it."""
+    weights = _state_dict(path, prefix)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    operations = wan_operations(comfy.ops.disable_weight_init)
+    model = HostedVAE21(VAE21Config.from_shapes(shapes), ops=operations, attention=vae_attention())
+    check_tensors(repr(path), shapes, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    model = model.eval().requires_grad_(False).to(vae.vae_dtype)
+    comfy.model_management.archive_model_dtypes(model)
+    patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    offload_device = comfy.model_management.vae_offload_device()
+    vae.first_stage_model = model
+    vae.patcher = patcher(model, load_device=vae.device, offload_device=offload_device)
+    model.load_state_dict(weights, strict=True, assign=vae.patcher.is_dynamic())
+    vae.patcher.cached_patcher_init = (_patcher, (path, vae.vae_dtype))
+    vae.size = None
+    vae.model_size()
+
+
+def _patcher(path: str, dtype: torch.dtype, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Reads the VAE again for another device or another kind of patcher."""
+    checkpoint = inspect(path)
+    vae = _configured(checkpoint.shapes, dtype)
+    _install(vae, path, checkpoint.prefix, disable_dynamic=disable_dynamic)
+    return vae.patcher
+
+
+def _state_dict(path: str, prefix: str) -> dict[str, Tensor]:
+    tensors = comfy.utils.load_torch_file(path)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _native(path: str, dtype: torch.dtype | None) -> comfy.sd.VAE:
+    tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+    vae = comfy.sd.VAE(sd=tensors, metadata=metadata, dtype=dtype)
+    vae.patcher.cached_patcher_init = (comfy.sd.load_vae_patcher, (path, metadata, None))
+    return vae

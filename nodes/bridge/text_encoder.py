@@ -1,0 +1,256 @@
+"""Our UMT5 as ComfyUI's CLIP object, so that prompt weights, embeddings, hooks, LoRA and saving are the native ones.
+
+Native classes do all but two things: the encoder is ours, and the text goes the official way into it. It is cleaned
+before anything else, and cut after 512 tokens: the models were trained on no more, and natively a longer prompt makes
+them attend to positions that they never saw. What was cut is named in a warning. A prompt without weights so becomes
+exactly the official tokens; weighted parts are tokenised part by part, as ComfyUI does everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy import sd1_clip
+from torch import Tensor
+
+from ...wan_core.errors import WeightsFileError
+from ...wan_core.text.clean import HAS_FTFY, clean
+from ...wan_core.text.keys import encoder_names
+from ...wan_core.text.tokenizer import END, FILES, PAD, TEXT_TOKENS, Tokenizer, tokenizer_file
+from ...wan_core.text.umt5 import UMT5Config, UMT5Encoder
+from ...wan_core.weights.families import TEXT_ENCODER
+from ...wan_core.weights.inspect import inspect
+from ...wan_core.weights.keys import check_tensors
+from ...wan_core.weights.pairing import require
+from .ops import wan_operations
+
+NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, LoRA keys and embedding files
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+PARAMETERS = ("shared.", "encoder.")
+
+
+class HostedUMT5(UMT5Encoder):
+    """The encoder as the native SDClipModel builds and calls it."""
+
+    def __init__(self, config_dict: Mapping[str, Any], dtype: torch.dtype, device: Any, operations: type) -> None:
+        super().__init__(UMT5Config(**config_dict), ops=wan_operations(operations), device=device, dtype=dtype)
+        self.num_layers = self.config.num_layers
+        self.dtype = dtype
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The token table."""
+        return self.shared
+
+    def set_input_embeddings(self, embeddings: torch.nn.Module) -> None:
+        """Replaces the token table."""
+        self.shared = embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        embeds: Tensor | None = None,
+        intermediate_output: int | None = None,
+        final_layer_norm_intermediate: bool = True,
+        dtype: torch.dtype = torch.float32,
+        **_unused: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token ids [B, L] or their embeddings [B, L, D] -> context [B, L, D] and one layer's output, if asked for."""
+        x = embeds if input_ids is None else self.shared(input_ids, out_dtype=dtype)
+        assert x is not None
+        if self.dtype not in FLOATS:  # plain fp8 tables can hold NaN
+            x = torch.nan_to_num(x)
+        layer = intermediate_output
+        if layer is not None and layer < 0:
+            layer += self.num_layers
+        hidden, kept = self.encode(x, attention_mask, layer=layer)
+        if kept is not None and final_layer_norm_intermediate:
+            kept = self.encoder.final_layer_norm(kept)
+        return hidden, kept
+
+
+class WanTextModel(sd1_clip.SDClipModel):
+    """Tokens with weights to contexts: native but for the encoder."""
+
+    def __init__(self, *, config: UMT5Config, **native: Any) -> None:
+        super().__init__(
+            textmodel_json_config=asdict(config),
+            model_class=HostedUMT5,
+            special_tokens={"end": END, "pad": PAD},
+            enable_attention_masks=True,
+            zero_out_masked=True,
+            **native,
+        )
+
+
+class WanTextEncoder(sd1_clip.SD1ClipModel):
+    """What a CLIP object holds."""
+
+    def __init__(
+        self,
+        *,
+        config: UMT5Config,
+        weights_dtype: torch.dtype,
+        quantisation: Mapping[str, Any] | None,
+        model_options: Mapping[str, Any],
+        dtype: torch.dtype | None = None,  # native code's choice for the device; the file's own goes before it
+        **native: Any,
+    ) -> None:
+        options = dict(model_options)
+        if quantisation is not None:
+            options["quantization_metadata"] = quantisation
+        super().__init__(
+            dtype=weights_dtype, model_options=options, name=NAME, clip_model=WanTextModel, config=config, **native
+        )
+
+
+class Pieces(Tokenizer):
+    """The tokenizer as the native SDTokenizer builds and calls it."""
+
+    @classmethod
+    def from_pretrained(cls, model: Tensor, **_unused: Any) -> Pieces:
+        return cls.from_tensor(model)
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [*self.pieces(text), END]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.vocabulary()
+
+    def decode(self, ids: Sequence[int], **_unused: Any) -> str:
+        return super().decode(ids)
+
+
+class PromptTokenizer(sd1_clip.SDTokenizer):
+    """Prompts to weighted tokens: native, after the official cleaning and up to the official length."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] | None = None) -> None:
+        data = dict(tokenizer_data or {})
+        super().__init__(
+            data["spiece_model"],
+            pad_with_end=False,
+            embedding_directory=embedding_directory,
+            embedding_size=data["embedding_size"],
+            embedding_key=NAME,
+            tokenizer_class=Pieces,
+            has_start_token=False,
+            pad_to_max_length=False,
+            max_length=99999999,
+            min_length=TEXT_TOKENS,
+            pad_token=PAD,
+            tokenizer_data=data,
+        )
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **native: Any) -> list[list[tuple]]:
+        """Prompt -> one list of (token or embedding, weight), padded to 512."""
+        batches = super().tokenize_with_weights(clean(text), return_word_ids, **native)
+        return [self._cut(batch) for batch in batches]
+
+    def _cut(self, batch: list[tuple]) -> list[tuple]:
+        end = next((index for index, entry in enumerate(batch) if _is(entry[0], END)), len(batch))
+        if end < TEXT_TOKENS:
+            return batch
+        lost = [entry[0] for entry in batch[TEXT_TOKENS - 1 : end]]
+        words = self.tokenizer.decode([token for token in lost if isinstance(token, int)])
+        logging.warning(
+            "WanCore: the prompt has %d tokens, Wan reads %d. Left out: %r", end + 1, TEXT_TOKENS, words[:200]
+        )
+        return batch[: TEXT_TOKENS - 1] + batch[end:]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"spiece_model": self.tokenizer.to_tensor()}
+
+
+class WanTokenizer(sd1_clip.SD1Tokenizer):
+    """What a CLIP object tokenises with."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] | None = None) -> None:
+        super().__init__(embedding_directory, tokenizer_data or {}, clip_name=NAME, tokenizer=PromptTokenizer)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the native CLIP constructor builds from."""
+
+    params: dict[str, Any]
+    clip: type = WanTextEncoder
+    tokenizer: type = WanTokenizer
+
+
+def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """Loads a UMT5 file of any size and publisher, in the precision that it is stored in.
+
+    Raises:
+        WeightsFileError: the file cannot be read as weights, or there is no tokenizer in it or beside it.
+        WrongModelError: it is no UMT5 encoder.
+    """
+    checkpoint = inspect(path)
+    require(checkpoint, TEXT_ENCODER)
+    path = str(checkpoint.path)
+    tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    tensors, metadata = comfy.utils.convert_old_quants(tensors, model_prefix=checkpoint.prefix, metadata=metadata)
+    tokenizer = _tokenizer_model(tensors, checkpoint.path)
+    weights = {new: tensors[old] for old, new in encoder_names(tensors).items() if new.startswith(PARAMETERS)}
+    config = _config(weights, path, packed=checkpoint.precision == "packed")
+    if not HAS_FTFY:
+        logging.warning("WanCore: the package ftfy is missing; broken characters in prompts are not repaired.")
+    clip = comfy.sd.CLIP(
+        Target(
+            {
+                "config": config,
+                "weights_dtype": weights["encoder.final_layer_norm.weight"].dtype,
+                "quantisation": comfy.utils.detect_layer_quantization(weights, ""),
+            }
+        ),
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        tokenizer_data={"spiece_model": tokenizer, "embedding_size": config.dim},
+        parameters=comfy.utils.calculate_parameters(weights),
+        state_dict=[weights],
+        disable_dynamic=disable_dynamic,
+    )
+    clip.patcher.cached_patcher_init = (_patcher, (path,))
+    return clip
+
+
+def _patcher(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Reads the text encoder again for another device or another kind of patcher."""
+    return load_text_encoder(path, disable_dynamic=disable_dynamic).patcher
+
+
+def _config(weights: Mapping[str, Tensor], path: str, *, packed: bool) -> UMT5Config:
+    """Sizes of the encoder, once every tensor is there in its right shape."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    config = UMT5Config.from_shapes(shapes)
+    expected = UMT5Encoder(config, device=torch.device("meta")).state_dict()
+    check_tensors(repr(path), shapes, {name: tuple(tensor.shape) for name, tensor in expected.items()}, packed=packed)
+    return config
+
+
+def _tokenizer_model(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
+    """The sentencepiece model of the file, or of one beside it, known to be readable."""
+    inside = next((tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "spiece_model"), None)
+    if inside is not None:
+        return Tokenizer.from_tensor(inside, where=repr(str(path))).to_tensor()
+    beside = tokenizer_file(path)
+    if beside is None:
+        raise WeightsFileError(
+            "This text encoder has no tokenizer",
+            where=repr(str(path)),
+            found="no tensor spiece_model in the file",
+            expected=f"it, or one of {', '.join(name.format(stem=path.stem) for name in FILES)} in the same folder",
+            remedy="Take umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors, which carry it",
+        )
+    return Tokenizer.from_file(beside).to_tensor()
+
+
+def _is(token: Any, number: int) -> bool:
+    return isinstance(token, int) and token == number

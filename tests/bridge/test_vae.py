@@ -1,0 +1,205 @@
+"""Our VAE in ComfyUI's VAE object: configured and behaving as the native one for the same file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from wancore.tests.comfy_host import import_comfy
+
+import_comfy()
+
+import comfy.model_management  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+from wancore.nodes.bridge.vae import decode_chunks, load_vae, vae_latent_channels  # noqa: E402
+from wancore.wan_core.errors import WeightsFileError, WrongModelError  # noqa: E402
+from wancore.wan_core.vae.wan21 import VAE21Config, WanVAE21  # noqa: E402
+
+SHAPES = ((1, 16, 1, 8, 8), (2, 16, 4, 8, 8), (1, 16, 21, 60, 104), (1, 3, 5, 480, 832))
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    model = WanVAE21(VAE21Config(encoder_dim=8, decoder_dim=8)).requires_grad_(False)
+    generator = torch.Generator().manual_seed(4)
+    out = {}
+    for name, parameter in model.state_dict().items():
+        noise = torch.rand(parameter.shape, generator=generator) * 2 - 1
+        spread = (3 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
+        out[name] = 1 + 0.2 * noise if name.endswith("gamma") else noise * spread
+    out["decoder.head.2.weight"] *= 0.2  # most pixels within 0..1
+    return out
+
+
+@pytest.fixture(scope="module")
+def path(weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("vae") / "wan_2.1_vae.safetensors"
+    save_file(weights, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def native(path: Path) -> comfy.sd.VAE:
+    tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    return comfy.sd.VAE(sd=tensors, metadata=metadata)
+
+
+@pytest.fixture(scope="module")
+def ours(path: Path) -> comfy.sd.VAE:
+    return load_vae(path)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_node() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def images(frames: int, height: int = 48, width: int = 40) -> torch.Tensor:
+    return torch.rand(frames, height, width, 3, generator=torch.Generator().manual_seed(frames))
+
+
+def close(ours: torch.Tensor, native: torch.Tensor) -> None:
+    assert ours.shape == native.shape
+    assert ours.dtype == native.dtype
+    assert (ours - native).norm() <= 1e-5 * native.norm()
+
+
+def behaviour(name: str, value: Any) -> Any:
+    """What an attribute comes to: callables by their results on samples."""
+    if isinstance(value, tuple):
+        return tuple(behaviour(name, part) for part in value)
+    if not callable(value):
+        return value
+    if name.startswith("memory_used"):
+        return [value(shape, dtype) for shape in SHAPES for dtype in (torch.float32, torch.bfloat16)]
+    if name.startswith("process_"):
+        return value(torch.linspace(-2, 2, 9)).tolist()
+    return [value(frames) for frames in range(130)]
+
+
+def test_every_attribute_is_the_native_one(ours: comfy.sd.VAE, native: comfy.sd.VAE):
+    replaced = {"first_stage_model", "patcher"}
+    assert vars(ours).keys() == vars(native).keys()
+    for name in vars(native).keys() - replaced:
+        assert behaviour(name, vars(ours)[name]) == behaviour(name, vars(native)[name]), name
+
+
+def test_the_patcher_is_the_native_one(ours: comfy.sd.VAE, native: comfy.sd.VAE):
+    assert type(ours.patcher) is type(native.patcher)
+    for name in ("load_device", "offload_device", "hook_mode", "size"):
+        assert getattr(ours.patcher, name) == getattr(native.patcher, name), name
+    assert ours.model_size() == native.model_size()
+    for name in ("is_dynamic", "spacial_compression_decode", "spacial_compression_encode"):
+        if hasattr(native, name):
+            assert getattr(ours, name)() == getattr(native, name)(), name
+    assert ours.temporal_compression_decode() == native.temporal_compression_decode() == 4
+    assert vae_latent_channels(ours) == vae_latent_channels(native) == 16
+
+
+def test_weights_and_their_types(ours: comfy.sd.VAE, native: comfy.sd.VAE):
+    expected = native.get_sd()
+    assert ours.get_sd().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.get_sd().items())
+    assert {tensor.dtype for tensor in ours.get_sd().values()} == {ours.vae_dtype}
+
+
+@pytest.mark.parametrize("frames", [1, 5, 7, 13])
+def test_encode_and_decode_equal_native(ours: comfy.sd.VAE, native: comfy.sd.VAE, frames: int):
+    latent = native.encode(images(frames))
+    close(ours.encode(images(frames)), latent)
+    close(ours.decode(latent), native.decode(latent))
+
+
+def test_sizes_and_channels_are_cut_as_natively(ours: comfy.sd.VAE, native: comfy.sd.VAE):
+    odd = torch.cat((images(5, 51, 45), torch.zeros(5, 51, 45, 1)), dim=-1)
+    close(ours.encode(odd), native.encode(odd))
+
+
+def test_batches(ours: comfy.sd.VAE, native: comfy.sd.VAE):
+    latent = torch.cat((native.encode(images(5)), native.encode(images(5).flip(0))))
+    close(ours.decode(latent), native.decode(latent))
+    close(ours.first_stage_model.decode(latent), native.first_stage_model.decode(latent))
+
+
+def test_tiles(ours: comfy.sd.VAE, native: comfy.sd.VAE):
+    pixels, tiles = images(9, 96, 80), {"tile_x": 64, "tile_y": 64, "overlap": 16, "tile_t": 8, "overlap_t": 4}
+    latent = native.encode_tiled(pixels, **tiles)
+    close(ours.encode_tiled(pixels, **tiles), latent)
+    small = {"tile_x": 6, "tile_y": 6, "overlap": 2, "tile_t": 2, "overlap_t": 1}
+    close(ours.decode_tiled(latent, **small), native.decode_tiled(latent, **small))
+
+
+def test_decoded_chunks_are_the_clip(ours: comfy.sd.VAE):
+    latent = torch.cat((ours.encode(images(9)), ours.encode(images(9).flip(0))))
+    chunks = list(decode_chunks(ours, latent))
+    assert [tuple(chunk.shape) for chunk in chunks] == [(frames, 48, 40, 3) for frames in (1, 4, 4)] * 2
+    whole = ours.decode(latent)
+    close(torch.cat(chunks), whole.flatten(0, 1))
+    assert whole.min() >= 0
+    assert whole.max() <= 1
+    assert ((whole > 0) & (whole < 1)).float().mean() > 0.5  # not clamped away
+
+
+def test_chunks_of_a_native_vae(native: comfy.sd.VAE):
+    latent = native.encode(images(5))
+    chunks = list(decode_chunks(native, latent))
+    assert len(chunks) == 1
+    close(chunks[0], native.decode(latent)[0])
+
+
+def test_tiles_take_over_when_memory_runs_out(path: Path, native: comfy.sd.VAE, caplog: pytest.LogCaptureFixture):
+    vae, calls = load_vae(path), []
+    latent = native.encode(images(9))
+
+    def fail_once(module: torch.nn.Module, arguments: tuple) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+    vae.first_stage_model.decoder.register_forward_pre_hook(fail_once)
+    frames = list(decode_chunks(vae, latent))
+    assert [chunk.shape[0] for chunk in frames] == [1, 8]
+    close(torch.cat(frames), native.decode(latent)[0])  # the tiles are larger than the frame
+    assert "decoding tiles" in caplog.text
+
+
+def test_other_errors_are_not_swallowed(path: Path):
+    vae = load_vae(path)
+    with pytest.raises(RuntimeError, match="channels"):
+        list(decode_chunks(vae, torch.zeros(1, 7, 2, 4, 4)))
+
+
+def test_a_chosen_dtype(path: Path, native: comfy.sd.VAE):
+    vae = load_vae(path, dtype=torch.bfloat16)
+    assert vae.vae_dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in vae.get_sd().values()} == {torch.bfloat16}
+    latent = native.encode(images(5))
+    assert (vae.decode(latent) - native.decode(latent)).abs().mean() < 0.02
+    again = vae.patcher.cached_patcher_init
+    assert again[0](*again[1]).model.state_dict().keys() == native.get_sd().keys()
+    assert next(again[0](*again[1], disable_dynamic=True).model.parameters()).dtype == torch.bfloat16
+
+
+def test_prefixed_files(weights: dict[str, torch.Tensor], native: comfy.sd.VAE, tmp_path: Path):
+    save_file({f"vae.{name}": tensor for name, tensor in weights.items()}, tmp_path / "checkpoint.safetensors")
+    latent = native.encode(images(5))
+    close(load_vae(tmp_path / "checkpoint.safetensors").decode(latent), native.decode(latent))
+
+
+def test_wrong_files(weights: dict[str, torch.Tensor], tmp_path: Path):
+    file = tmp_path / "broken.safetensors"
+    save_file({name: tensor for name, tensor in weights.items() if name != "conv1.bias"}, file)
+    with pytest.raises(WrongModelError, match=r"conv1\.bias"):
+        load_vae(file)
+    save_file({"shared.weight": torch.zeros(4, 4)}, file)
+    with pytest.raises(WrongModelError, match="no VAE"):
+        load_vae(file)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(WeightsFileError):
+        load_vae(file)

@@ -59,6 +59,7 @@ class HostedUMT5(UMT5Encoder):
         input_ids: Tensor | None,
         attention_mask: Tensor | None = None,
         embeds: Tensor | None = None,
+        num_tokens: Sequence[int] | None = None,  # the mask says it too
         intermediate_output: int | None = None,
         final_layer_norm_intermediate: bool = True,
         dtype: torch.dtype = torch.float32,

@@ -37,6 +37,8 @@ NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, L
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 PARAMETERS = ("shared.", "encoder.")
 
+Entries = list[tuple[Any, ...]]  # (token id or embedding [D], weight), with a word number where asked for
+
 
 class HostedUMT5(UMT5Encoder):
     """The encoder as the native SDClipModel builds and calls it."""
@@ -54,7 +56,7 @@ class HostedUMT5(UMT5Encoder):
         """Replaces the token table."""
         self.shared = embeddings
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the host's signature)
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None = None,
@@ -151,12 +153,12 @@ class PromptTokenizer(sd1_clip.SDTokenizer):
             tokenizer_data=data,
         )
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **native: Any) -> list[list[tuple]]:
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **native: Any) -> list[Entries]:
         """Prompt -> one list of (token or embedding, weight), padded to 512."""
         batches = super().tokenize_with_weights(clean(text), return_word_ids, **native)
         return [self._cut(batch) for batch in batches]
 
-    def _cut(self, batch: list[tuple]) -> list[tuple]:
+    def _cut(self, batch: Entries) -> Entries:
         end = next((index for index, entry in enumerate(batch) if _is(entry[0], END)), len(batch))
         if end < TEXT_TOKENS:
             return batch

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from wancore.wan_core.text.keys import encoder_names
-from wancore.wan_core.text.umt5 import UMT5Config, UMT5Encoder, contexts, position_buckets
+from wancore.wan_core.text.umt5 import SelfAttention, UMT5Config, UMT5Encoder, contexts, position_buckets
 
 from . import INPUT, OUTPUT, Golden, Result
 
@@ -36,8 +36,9 @@ def t5(golden: Golden) -> Iterator[Result]:
 
 def bias(encoder: UMT5Encoder, layer: int, hidden: Tensor, queries: int) -> Tensor:
     """Rows of the first `queries` tokens in what layer `layer` adds to its scores: [1, H, queries, L]."""
-    buckets = position_buckets(hidden.shape[1], encoder.config.num_buckets)
-    return encoder.encoder.block[layer].layer[0]["SelfAttention"].bias(buckets, hidden)[:, :, :queries]
+    attention = encoder.get_submodule(f"encoder.block.{layer}.layer.0.SelfAttention")
+    assert isinstance(attention, SelfAttention)
+    return attention.bias(position_buckets(hidden.shape[1], encoder.config.num_buckets), hidden)[:, :, :queries]
 
 
 FAMILIES = {"t5": t5}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sentencepiece
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from ..errors import WeightsFileError
 from .clean import clean
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 END = 1  # </s>, after every text
 PAD = 0
@@ -43,12 +47,12 @@ class Tokenizer:
             ) from error
 
     @classmethod
-    def from_tensor(cls, model: Tensor, *, where: str = "") -> Tokenizer:
+    def from_tensor(cls, model: Tensor, *, where: str = "") -> Self:
         """Reads the uint8 tensor `spiece_model` of a checkpoint."""
         return cls(model.to(torch.uint8).cpu().numpy().tobytes(), where=where)
 
     @classmethod
-    def from_file(cls, path: Path) -> Tokenizer:
+    def from_file(cls, path: Path) -> Self:
         """Reads a `spiece.model`."""
         return cls(path.read_bytes(), where=str(path.absolute()))
 

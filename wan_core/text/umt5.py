@@ -117,22 +117,43 @@ class FeedForward(nn.Module):
         return self.wo(functional.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and added to its input."""
+class AttentionLayer(nn.Module):
+    """Norm and attention, added to the input."""
 
     def __init__(self, layers: Layers, config: UMT5Config) -> None:
         super().__init__()
-        parts = {"SelfAttention": SelfAttention(layers, config), "DenseReluDense": FeedForward(layers, config)}
-        self.layer = nn.ModuleList(
-            nn.ModuleDict({name: part, "layer_norm": layers.norm(config.dim, config.eps)})
-            for name, part in parts.items()
-        )
+        self.SelfAttention = SelfAttention(layers, config)
+        self.layer_norm = layers.norm(config.dim, config.eps)
+
+    def forward(self, x: Tensor, buckets: Tensor, padding: Tensor | None) -> Tensor:
+        """x [B, L, D], buckets [L, L], padding [B, 1, 1, L] -> [B, L, D]."""
+        return bounded(x + self.SelfAttention(self.layer_norm(x), buckets, padding))
+
+
+class FeedForwardLayer(nn.Module):
+    """Norm and feed-forward, added to the input."""
+
+    def __init__(self, layers: Layers, config: UMT5Config) -> None:
+        super().__init__()
+        self.DenseReluDense = FeedForward(layers, config)
+        self.layer_norm = layers.norm(config.dim, config.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, L, D] -> the same shape."""
+        return bounded(x + self.DenseReluDense(self.layer_norm(x)))
+
+
+class Block(nn.Module):
+    """One of the equal steps of the encoder."""
+
+    def __init__(self, layers: Layers, config: UMT5Config) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList((AttentionLayer(layers, config), FeedForwardLayer(layers, config)))
 
     def forward(self, x: Tensor, buckets: Tensor, padding: Tensor | None) -> Tensor:
         """x [B, L, D], buckets [L, L], padding [B, 1, 1, L] -> [B, L, D]."""
         attention, feed_forward = self.layer
-        x = bounded(x + attention["SelfAttention"](attention["layer_norm"](x), buckets, padding))
-        return bounded(x + feed_forward["DenseReluDense"](feed_forward["layer_norm"](x)))
+        return feed_forward(attention(x, buckets, padding))
 
 
 class Stack(nn.Module):

@@ -46,11 +46,12 @@ class FrameCache:
         return new
 
 
-def causal_conv(conv: nn.Conv3d, x: Tensor, cache: FrameCache, ops: type[Ops]) -> Tensor:
+def causal_conv(conv: nn.Module, x: Tensor, cache: FrameCache, ops: type[Ops]) -> Tensor:
     """Convolves so that a frame sees itself and frames before it; before the first frame everything is zero.
 
     `conv` pads in space only. The first frame alone meets one tap of the kernel: a 2-D convolution.
     """
+    assert isinstance(conv, nn.Conv3d)
     history = conv.kernel_size[0] - 1
     if history == 0:
         return conv(x)
@@ -66,8 +67,9 @@ def causal_conv(conv: nn.Conv3d, x: Tensor, cache: FrameCache, ops: type[Ops]) -
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """One head over the positions of each image: [N, C, H, W] three times -> [N, C, H, W]."""
-    heads = (tensor.flatten(2).transpose(1, 2).unsqueeze(1) for tensor in (query, key, value))  # [N, 1, HW, C]
-    return functional.scaled_dot_product_attention(*heads).squeeze(1).transpose(1, 2).reshape(query.shape)
+    shape = query.shape
+    query, key, value = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (query, key, value))  # [N, 1, HW, C]
+    return functional.scaled_dot_product_attention(query, key, value).squeeze(1).transpose(1, 2).reshape(shape)
 
 
 class ChannelNorm(nn.Module):
@@ -199,21 +201,29 @@ class Upsample(nn.Module):
             first, x = x[:, :, :1], x[:, :, 1:]
         if not x.shape[2]:
             return first
+        assert self.time_conv is not None
         pairs = causal_conv(self.time_conv, x, cache, self.ops).unflatten(1, (2, -1))  # [B, 2, C, F, H, W]
         return torch.cat((first, pairs.movedim(1, 3).flatten(2, 3)), dim=2)
 
 
 class CausalVAE(nn.Module):
-    """Encoder and decoder around a causal latent. A subclass makes encoder, decoder, conv1, conv2 and statistics."""
+    """Encoder and decoder around a causal latent; `conv1` and `conv2` mix the latent's channels on either side."""
 
-    statistics: LatentStatistics
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        statistics: LatentStatistics,
+        *,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        conv1: nn.Module,
+        conv2: nn.Module,
+    ) -> None:
         super().__init__()
-        self.encoder: nn.Module
-        self.decoder: nn.Module
-        self.conv1: nn.Module
-        self.conv2: nn.Module
+        self.statistics = statistics
+        self.encoder = encoder
+        self.conv1 = conv1
+        self.conv2 = conv2
+        self.decoder = decoder
 
     def fold(self, video: Tensor) -> Tensor:
         """Pixels as the encoder takes them; VAE 2.2 moves 2x2 squares into channels here."""

@@ -118,8 +118,6 @@ class Decoder(nn.Module):
 class WanVAE21(CausalVAE):
     """The causal VAE of Wan 2.1. Its latents are raw; `statistics` normalises them."""
 
-    statistics = WAN21
-
     def __init__(
         self,
         config: VAE21Config,
@@ -129,14 +127,15 @@ class WanVAE21(CausalVAE):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        layers, channels = Layers(ops, device, dtype), config.latent_channels
+        super().__init__(
+            WAN21,
+            encoder=Encoder(layers, config, attention),
+            decoder=Decoder(layers, config, attention),
+            conv1=layers.conv3d(channels * 2, channels * 2, (1, 1, 1)),
+            conv2=layers.conv3d(channels, channels, (1, 1, 1)),
+        )
         self.config = config
-        layers = Layers(ops, device, dtype)
-        channels = config.latent_channels
-        self.encoder = Encoder(layers, config, attention)
-        self.conv1 = layers.conv3d(channels * 2, channels * 2, (1, 1, 1))
-        self.conv2 = layers.conv3d(channels, channels, (1, 1, 1))
-        self.decoder = Decoder(layers, config, attention)
 
 
 def middle(layers: Layers, width: int, attention: SpatialAttention) -> nn.ModuleList:

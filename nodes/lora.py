@@ -1,1 +1,116 @@
-NODES: list[type] = []
+"""LoRAs onto a pair of experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..wan_core.errors import WrongModelError
+from ..wan_core.weights.names import HIGH, LOW, expert_of, is_distilled
+from .bridge.files import choices, path_of
+from .bridge.loading import AUTO, LORAS, NONE, partner_of, stamp
+from .bridge.lora import apply_lora
+from .bridge.show import show_on_node
+
+
+def low_file(lora_high: str, lora_low: str) -> str | None:
+    """The file for the low-noise expert; None: none.
+
+    auto is the partner by name; a LoRA whose name tells no expert was made for both.
+
+    Raises:
+        WrongModelError: the two files are swapped, or auto finds no partner.
+    """
+    if lora_low not in (AUTO, NONE):
+        if (expert_of(lora_high), expert_of(lora_low)) == (LOW, HIGH):
+            raise WrongModelError(
+                "The two LoRA files are swapped",
+                where=f"{lora_high!r} as lora_high, {lora_low!r} as lora_low",
+                remedy="Choose the high-noise file as lora_high and the low-noise file as lora_low",
+            )
+        return lora_low
+    if lora_low == NONE:
+        return None
+    expert, partner = expert_of(lora_high), partner_of(LORAS, lora_high)
+    if expert is None:
+        return lora_high
+    if expert == HIGH and partner is not None:
+        return partner
+    raise WrongModelError(
+        "auto finds no LoRA for the low-noise expert",
+        where=repr(lora_high),
+        found="the low-noise file as lora_high" if expert == LOW else "no file of the same name with low in it",
+        remedy="Choose the two files by hand, or set lora_low to none",
+    )
+
+
+class WanCoreLoraPair(io.ComfyNode):
+    """Puts one LoRA on each of the two experts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        loras = choices(LORAS)
+        strength: dict[str, Any] = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
+        return io.Schema(
+            node_id="WanCoreLoraPair",
+            display_name="Wan LoRA Pair",
+            category="WanCore/loaders",
+            description="Puts a LoRA on the high-noise and on the low-noise expert and shows how much of it matched. "
+            "With a 4-step LoRA on both, Wan KSampler's preset auto samples in 4 steps.",
+            search_aliases=["lora loader", "lightx2v", "lightning", "4 steps"],
+            inputs=[
+                io.Model.Input("high", tooltip="The high-noise expert, or a model of one expert."),
+                io.Model.Input("low", optional=True, tooltip="The low-noise expert; open for a model of one expert."),
+                io.Combo.Input(
+                    "lora_high", options=loras, tooltip="The LoRA for the high-noise expert, from models/loras."
+                ),
+                io.Combo.Input(
+                    "lora_low",
+                    options=[AUTO, NONE, *loras],
+                    default=AUTO,
+                    tooltip="The LoRA for the low-noise expert. auto: the file whose name says low where the other "
+                    "says high; a LoRA whose name says neither goes on both.",
+                ),
+                io.Float.Input(
+                    "strength_high",
+                    tooltip="Strength on the high-noise expert, usually 0.5 to 1; 0 is off.",
+                    **strength,
+                ),
+                io.Float.Input(
+                    "strength_low",
+                    tooltip="Strength on the low-noise expert, usually 0.5 to 1; 0 is off.",
+                    **strength,
+                ),
+            ],
+            outputs=[
+                io.Model.Output("high", tooltip="The high-noise expert with its LoRA."),
+                io.Model.Output("low", tooltip="The low-noise expert with its LoRA; empty if none came in."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_high: str, lora_low: str, **widgets: Any) -> Any:
+        return stamp(LORAS, lora_high), stamp(LORAS, lora_low)
+
+    @classmethod
+    def execute(
+        cls, high: Any, lora_high: str, lora_low: str, strength_high: float, strength_low: float, low: Any = None
+    ) -> io.NodeOutput:
+        second = low_file(lora_high, lora_low) if low is not None else None
+        jobs = [(HIGH, high, lora_high, strength_high), (LOW, low, second, strength_low)]
+        models, lines = [], []
+        for expert, model, name, strength in jobs:
+            match = None
+            if model is not None and name is not None:
+                model, match = apply_lora(model, path_of(LORAS, name), name, strength)
+            models.append(model)
+            lines.append(f"{expert}: {match.report() if match else 'no LoRA'}")
+        if is_distilled(lora_high) and strength_high:
+            lines.append("made for a few steps: Wan KSampler's preset auto takes it up")
+        show_on_node(cls.hidden.unique_id, "\n".join(lines))
+        return io.NodeOutput(*models)
+
+
+NODES = [WanCoreLoraPair]

@@ -37,7 +37,7 @@ def model_facts(model_patcher: Any) -> ModelFacts:
     Raises:
         WrongModelError: the MODEL is not Wan.
     """
-    network = getattr(model_patcher.model, "diffusion_model", None)
+    network: Any = getattr(model_patcher.model, "diffusion_model", None)
     is_native = isinstance(network, comfy.ldm.wan.model.WanModel)
     if not is_native and not isinstance(network, WanTransformer):
         raise WrongModelError(

@@ -88,13 +88,13 @@ class HostedTransformer(WanTransformer):
         return velocity[:, :, :frames, :rows, :columns]
 
 
-class _Hosted:
-    """Puts the HostedTransformer into a native model class, whose conditioning it inherits, and loads it strictly."""
+class WanModel(comfy.model_base.WAN21):
+    """Native Wan with our transformer inside, loaded strictly; latents of VAE 2.1."""
 
     def __init__(self, model_config: Any, image_to_video: bool = False, device: Any = None) -> None:
-        super(comfy.model_base.WAN21, self).__init__(  # pyright: ignore[reportArgumentType]
-            model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostedTransformer
-        )
+        skipped = super(comfy.model_base.WAN21, self)  # its constructor would build the native transformer
+        flow = comfy.model_base.ModelType.FLOW
+        skipped.__init__(model_config, flow, device=device, unet_model=HostedTransformer)
         self.image_to_video = image_to_video
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", assign: bool = False) -> Any:
@@ -116,12 +116,8 @@ class _Hosted:
         return self
 
 
-class WanModel(_Hosted, comfy.model_base.WAN21):
-    """Wan with the latents of VAE 2.1."""
-
-
-class WanModel5B(_Hosted, comfy.model_base.WAN22):
-    """TI2V-5B: the latents of VAE 2.2, one timestep per latent frame where a mask keeps frames."""
+class WanModel5B(WanModel, comfy.model_base.WAN22):
+    """TI2V-5B: latents of VAE 2.2, one timestep per latent frame where a mask keeps frames."""
 
 
 class WanConfig(comfy.supported_models.WAN21_T2V):
@@ -208,12 +204,15 @@ def _official(sd: dict[str, Tensor], checkpoint: Checkpoint, metadata: Any) -> d
 
 
 def _set_dtypes(config: WanConfig, sd: dict[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Types of storage and of computing, by ComfyUI's rules for the device, from the types that the config allows."""
+    """Types of storage and of computing, by ComfyUI's rules for the device, from the types that are allowed."""
     management, device = comfy.model_management, comfy.model_management.get_torch_device()
-    stored = None if config.quant_config is not None else comfy.utils.weight_dtype(sd)
-    supported = config.supported_inference_dtypes
-    if dtype is None:
-        count = comfy.utils.calculate_parameters(sd)
-        dtype = management.unet_dtype(model_params=count, supported_dtypes=supported, weight_dtype=stored)
-    storage = None if config.quant_config is not None else dtype
-    config.set_inference_dtype(dtype, management.unet_manual_cast(storage, device, supported), device=device)
+    quantised = config.quant_config is not None
+    if dtype is not None:
+        config.supported_inference_dtypes = [dtype, torch.float32]
+    storage = dtype or management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(sd),
+        supported_dtypes=config.supported_inference_dtypes,
+        weight_dtype=None if quantised else comfy.utils.weight_dtype(sd),
+    )
+    compute = management.unet_manual_cast(None if quantised else storage, device, config.supported_inference_dtypes)
+    config.set_inference_dtype(storage, compute, device=device)

@@ -92,9 +92,9 @@ def inspect(path: str | Path) -> Checkpoint:
         shapes = {name[len(prefix) :]: shape for name, shape in header.shapes.items() if name.startswith(prefix)}
         family = next((family for family in FILES if family.matches(shapes)), None)
         if family is not None and family.id != "other":
-            return Checkpoint(header, family, prefix, **_precision(header, header.tensors))
+            return Checkpoint(header, family, prefix, precision=_precision(header.tensors), quantised=_scaling(header))
     family = next((family for family in FILES if family.matches(header.shapes)), NO_FAMILY)
-    return Checkpoint(header, family, **_precision(header, header.tensors))
+    return Checkpoint(header, family, precision=_precision(header.tensors), quantised=_scaling(header))
 
 
 def _transformer(header: Header) -> Checkpoint | None:
@@ -114,7 +114,7 @@ def _transformer(header: Header) -> Checkpoint | None:
             remedy=DOWNLOAD_AGAIN,
         ) from None
     expert = expert_of(f"{header.path.parent.name}/{header.path.name}")
-    return Checkpoint(header, family, spelling.prefix, config, expert, **_precision(header, tensors))
+    return Checkpoint(header, family, spelling.prefix, config, expert, _precision(tensors), _scaling(header))
 
 
 def _overridden(config: TransformerConfig, metadata: Mapping[str, str]) -> TransformerConfig:
@@ -126,19 +126,19 @@ def _overridden(config: TransformerConfig, metadata: Mapping[str, str]) -> Trans
     return replace(config, num_heads=heads) if type(heads) is int and heads > 0 else config
 
 
-def _precision(header: Header, tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
-    """The type of most elements of the matrices, and how they are scaled."""
+def _precision(tensors: Mapping[str, TensorEntry]) -> str:
+    """The type of most elements of the matrices."""
     counts: Counter[str] = Counter()
     for entry in tensors.values():
         if len(entry.shape) > 1:
             counts[entry.dtype] += entry.count
     dtype = counts.most_common(1)[0][0] if counts else "BF16"
-    precision = FLOATS.get(dtype, "int8" if dtype == "I8" else "packed")
-    return {"precision": precision, "quantised": _scaling(header, tensors)}
+    return FLOATS.get(dtype, "int8" if dtype == "I8" else "packed")
 
 
-def _scaling(header: Header, tensors: Mapping[str, TensorEntry]) -> str:
-    leaves = {name.rpartition(".")[2] for name in tensors}
+def _scaling(header: Header) -> str:
+    """How quantised weights say what their scales mean."""
+    leaves = {name.rpartition(".")[2] for name in header.tensors}
     if "comfy_quant" in leaves or "_quantization_metadata" in header.metadata:
         return "comfy_quant"
     if "scaled_fp8" in leaves:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 
 from ..errors import WrongModelError
-from .families import DIFFUSION_MODEL, KIND_TITLES, TEXT_ENCODER, VAE
+from .families import DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
 
 # Published names. Source: huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged, split_files.
-FOLDERS = {DIFFUSION_MODEL: "models/diffusion_models", TEXT_ENCODER: "models/text_encoders", VAE: "models/vae"}
+FOLDERS = {
+    DIFFUSION_MODEL: "models/diffusion_models",
+    TEXT_ENCODER: "models/text_encoders",
+    VAE: "models/vae",
+    LORA: "models/loras",
+}
 VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
 TEXT_ENCODER_FILE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 KIND_FILES = {
     DIFFUSION_MODEL: "a Wan 2.2 model, such as wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
     TEXT_ENCODER: TEXT_ENCODER_FILE,
     VAE: f"{VAE_FILES[16]} (or {VAE_FILES[48]} for TI2V-5B)",
+    LORA: "a Wan LoRA",
 }
 
 
@@ -40,7 +46,7 @@ def require(checkpoint: Checkpoint, kind: str) -> None:
         )
     if kind == DIFFUSION_MODEL:
         _require_known(checkpoint)
-    elif checkpoint.family.id not in ("umt5", "vae21", "vae22"):
+    elif kind in (TEXT_ENCODER, VAE) and checkpoint.family.id not in ("umt5", "vae21", "vae22"):
         raise WrongModelError(
             f"This {wanted} is not Wan's",
             where=_path(checkpoint),

@@ -1,0 +1,146 @@
+"""Which files a loader takes: `auto` resolved, and everything checked by headers before a weight is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from ...wan_core.errors import WeightsFileError, WrongModelError
+from ...wan_core.weights import Checkpoint, check_pair, check_text_encoder, check_vae, inspect, require
+from ...wan_core.weights.families import TEXT_ENCODER, VAE
+from ...wan_core.weights.names import LOW, expert_of, partner_names
+from ...wan_core.weights.pairing import place
+from .files import choices, path_of
+from .model import check_model_file
+
+AUTO, NONE = "auto", "none"
+MODELS, TEXT_ENCODERS, VAES, LORAS = "diffusion_models", "text_encoders", "vae", "loras"
+LISTED = 8  # file names in an error
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The files of one run; `low` is None for a model of one expert."""
+
+    high: Checkpoint
+    low: Checkpoint | None
+    text_encoder: Checkpoint
+    vae: Checkpoint
+
+    def report(self) -> str:
+        """What auto came to, one line per file."""
+        low = self.low.name if self.low else "none, one expert"
+        return f"low: {low}\ntext encoder: {self.text_encoder.name}\nVAE: {self.vae.name}"
+
+
+def select(model: str, low_model: str, text_encoder: str, vae: str) -> Selection:
+    """Returns the files that the widgets of Wan Load Models mean, all checked against each other.
+
+    Raises:
+        WeightsFileError: a file is not readable as weights.
+        WrongModelError: a file is of another kind or does not fit the model, or auto finds none or several.
+    """
+    high = model_file(model)
+    low_name = _low_name(model, high) if low_model == AUTO else None if low_model == NONE else low_model
+    low = model_file(low_name) if low_name else None
+    if low is not None:
+        check_pair(high, low)
+    return Selection(
+        high,
+        low,
+        _part(TEXT_ENCODERS, text_encoder, TEXT_ENCODER, lambda found: check_text_encoder(high, found)),
+        _part(VAES, vae, VAE, lambda found: check_vae(high, found)),
+    )
+
+
+def model_file(name: str) -> Checkpoint:
+    """Inspects a diffusion model of the models folder.
+
+    Raises:
+        WeightsFileError, WrongModelError: it is none that the pack runs.
+    """
+    checkpoint = inspect(path_of(MODELS, name))
+    check_model_file(checkpoint)
+    return checkpoint
+
+
+def partner_of(folder: str, name: str) -> str | None:
+    """Returns the listed file that holds the other expert, by name; None if there is none."""
+    listed = {other.replace("\\", "/"): other for other in choices(folder)}
+    return next((listed[partner] for partner in partner_names(name) if partner in listed), None)
+
+
+def stamp(folder: str, name: str) -> tuple[str, int, int]:
+    """(name, time of change, bytes) of a file, so that a replaced file is read again; zeros where there is none."""
+    try:
+        status = os.stat(path_of(folder, name))
+    except (OSError, WeightsFileError):
+        return name, 0, 0
+    return name, status.st_mtime_ns, status.st_size
+
+
+def _low_name(model: str, high: Checkpoint) -> str | None:
+    partner = partner_of(MODELS, model)
+    if expert_of(model) == LOW:
+        raise WrongModelError(
+            "This is the low-noise expert, in the place of the high-noise one",
+            where=repr(str(high.path)),
+            expected=partner or "a high-noise model",
+            remedy=f"Choose {partner or 'the high-noise file'} as model; to sample with this one alone, "
+            "set low_model to none",
+        )
+    if partner is not None or high.expert is None or high.task is None or high.task.boundary is None:
+        return partner
+    raise WrongModelError(
+        "The low-noise expert of this model is missing",
+        where=repr(str(high.path)),
+        found=f"no {partner_names(model)[0]} in models/{MODELS}",
+        remedy="Put it beside the high-noise file, choose it as low_model, or set low_model to none",
+    )
+
+
+def _part(folder: str, name: str, kind: str, check: Callable[[Checkpoint], None]) -> Checkpoint:
+    """The named file, or with auto the only one of the folder that fits."""
+    if name != AUTO:
+        checkpoint = inspect(path_of(folder, name))
+        require(checkpoint, kind)
+        check(checkpoint)
+        return checkpoint
+    fitting = [found for listed in choices(folder) if (found := _fits(folder, listed, kind, check)) is not None]
+    if len(fitting) == 1:
+        return fitting[0]
+    _refuse_auto(folder, kind, fitting)
+
+
+def _fits(folder: str, name: str, kind: str, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
+    """The checkpoint if it fits; other people's files in the folder are no error."""
+    try:
+        checkpoint = inspect(path_of(folder, name))
+        require(checkpoint, kind)
+        check(checkpoint)
+    except (WeightsFileError, WrongModelError):
+        return None
+    return checkpoint
+
+
+def _refuse_auto(folder: str, kind: str, fitting: list[Checkpoint]) -> NoReturn:
+    widget = "vae" if folder == VAES else "text_encoder"
+    if fitting:
+        names = ", ".join(checkpoint.name for checkpoint in fitting[:LISTED])
+        raise WrongModelError(
+            "auto cannot decide between several files",
+            where=widget,
+            found=f"{len(fitting)} in models/{folder} that fit: {names}",
+            remedy=f"Choose one of them in the widget {widget}",
+        )
+    names = [Path(name).name for name in choices(folder)]
+    listed = f"{', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}" if names else "nothing"
+    raise WrongModelError(
+        "auto finds no file that fits the model",
+        where=widget,
+        found=f"{listed} in models/{folder}",
+        remedy=place(kind),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -19,10 +18,7 @@ from wancore.wan_core.weights.header import MAX_HEADER
 from wancore.wan_core.weights.keys import check_tensors
 from wancore.wan_core.weights.names import expert_of, is_distilled, partner_names
 
-_spec = importlib.util.spec_from_file_location("wancore_weight_files", Path(__file__).with_name("weight_files.py"))
-assert _spec is not None and _spec.loader is not None
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
+from . import weight_files as files
 
 FAMILIES = {  # file under tests/shapes: (kind, family, width, layers, in, out)
     "t2v_A14B_expert": ("diffusion_model", "t2v-A14B", 5120, 40, 16, 16),

@@ -69,18 +69,31 @@ class _Call:
         def original(args: dict[str, Any]) -> dict[str, Tensor]:
             before, self.options = self.options, args["transformer_options"]
             try:
-                changed = replace(stream, context=args["txt"], rows=args["vec"], rotation=args["pe"])
+                turns = stream.rotation if args["pe"] is matrices else _turns(args["pe"])
+                changed = replace(stream, context=args["txt"], rows=args["vec"], rotation=turns)
                 return {"img": block(args["img"], changed)}
             finally:
                 self.options = before
 
-        args = {"img": x, "txt": stream.context, "vec": stream.rows, "pe": stream.rotation}
+        matrices = _matrices(stream.rotation)
+        args = {"img": x, "txt": stream.context, "vec": stream.rows, "pe": matrices}
         return patch({**args, "transformer_options": self.options}, {"original_block": original})["img"]
 
     def at_block(self, index: int, count: int, grid: tuple[int, int, int]) -> None:
         self.options.update(
             block_index=index, total_blocks=count, block_type="double", grid_sizes=torch.Size(grid)
         )  # read by attention overrides and patches
+
+
+def _matrices(rotation: Tensor) -> Tensor:
+    """Rotations as native models keep them: [1, L, 1, d / 2] complex -> [1, L, 1, d / 2, 2, 2]."""
+    cos, sin = rotation.real, rotation.imag
+    return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))
+
+
+def _turns(matrices: Tensor) -> Tensor:
+    """The way back."""
+    return torch.complex(matrices[..., 0, 0].float(), matrices[..., 1, 0].float())
 
 
 def _positions(options: dict[str, float] | None) -> PositionTransform | None:

@@ -208,7 +208,8 @@ def test_replaced_block_may_change_every_argument(t2v):
         seen.append({name: tuple(args[name].shape) for name in ("img", "txt", "vec", "pe")})
         options = {**args["transformer_options"], "patches": {"attn1_patch": [lambda inner: 2 * inner["x"]]}}
         changed = {**args, "txt": args["txt"] * 0.5, "vec": args["vec"] + 0.1, "transformer_options": options}
-        return {"img": args["img"] + extra["original_block"](changed)["img"]}
+        turned = extra["original_block"]({**args, "pe": args["pe"].flip(1)})["img"]
+        return {"img": args["img"] + turned + extra["original_block"](changed)["img"]}
 
     def change(patcher):
         patcher.set_model_patch_replace(patch, "dit", "double_block", 0)

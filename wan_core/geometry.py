@@ -1,0 +1,112 @@
+"""Frame sizes and clip lengths: the presets, the official sizes, and what a model takes.
+
+A size is (width, height) in pixels, a multiple of the VAE's compression times the transformer's patch: 16 for the
+A14B models, 32 for the 5B. A length is a number of frames, 4n+1: the causal VAE makes one latent frame of the first
+frame and one of every four that follow.
+Source of the official sizes: Wan-Video/Wan2.2 wan/configs/__init__.py (SUPPORTED_SIZES) at 42bf4cf.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .errors import InputError
+
+Size = tuple[int, int]  # (width, height) in pixels
+
+CUSTOM = "custom"  # the choice that reads width and height
+PATCH = 2  # latent rows and columns of one token
+FRAME_STRIDE = 4  # frames of one latent frame, after the first
+
+VIDEO_SIZES: dict[str, Size] = {
+    "480p 16:9 (832x480)": (832, 480),
+    "480p 9:16 (480x832)": (480, 832),
+    "480p 1:1 (640x640)": (640, 640),
+    "720p 16:9 (1280x720)": (1280, 720),
+    "720p 9:16 (720x1280)": (720, 1280),
+    "720p 1:1 (960x960)": (960, 960),
+}
+IMAGE_SIZES: dict[str, Size] = {
+    f"{width}x{height}": (width, height)
+    for width, height in ((1024, 1024), (1280, 720), (720, 1280), (1152, 864), (864, 1152), (832, 480), (480, 832))
+}
+OFFICIAL_SIZES: dict[str, tuple[Size, ...]] = {
+    "t2v-A14B": ((1280, 720), (720, 1280), (832, 480), (480, 832)),
+    "i2v-A14B": ((1280, 720), (720, 1280), (832, 480), (480, 832)),
+    "ti2v-5B": ((1280, 704), (704, 1280)),
+}
+
+
+def legal_pair(value: int, step: int, first: int) -> Size:
+    """Returns the legal values around `value`, at or below and above it; the legal ones are first, first + step, ..."""
+    below = first + max(0, (value - first) // step) * step
+    return below, below + step
+
+
+def snap(value: int, step: int, first: int) -> int:
+    """Returns the legal value nearest to `value`; half-way the smaller one (720 on the 5B is the official 704)."""
+    below, above = legal_pair(value, step, first)
+    return below if value - below <= above - value else above
+
+
+def snap_size(size: Size, multiple: int) -> Size:
+    """Returns the size with both sides at the nearest multiple of `multiple` pixels."""
+    return snap(size[0], multiple, multiple), snap(size[1], multiple, multiple)
+
+
+def require_side(pixels: int, multiple: int, name: str) -> int:
+    """Returns `pixels` when it is a positive multiple of `multiple`.
+
+    Raises:
+        InputError: it is not; names the two nearest multiples.
+    """
+    if pixels < multiple or pixels % multiple:
+        raise _refusal(name, "pixels", pixels, f"a multiple of {multiple}", legal_pair(pixels, multiple, multiple))
+    return pixels
+
+
+def require_frames(frames: int, name: str = "length") -> int:
+    """Returns `frames` when it is 4n+1.
+
+    Raises:
+        InputError: it is not; names the two nearest lengths.
+    """
+    if frames < 1 or frames % FRAME_STRIDE != 1:
+        raise _refusal(name, "frames", frames, "4n+1", legal_pair(frames, FRAME_STRIDE, 1))
+    return frames
+
+
+def frames_of(seconds: float, frame_rate: float) -> int:
+    """Returns the length 4n+1 nearest to `seconds` at `frame_rate` frames per second; 5 s are 81 at 16, 121 at 24.
+
+    The first frame counts as none, as in the official lengths; half-way the shorter length is taken.
+
+    Raises:
+        InputError: seconds is negative, infinite or not a number.
+    """
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InputError(
+            "The clip cannot have this duration",
+            where="seconds",
+            found=str(seconds),
+            expected="0 or more",
+            remedy="Set seconds to 5",
+        )
+    return FRAME_STRIDE * math.ceil(seconds * frame_rate / FRAME_STRIDE - 0.5) + 1
+
+
+def latent_frames(frames: int) -> int:
+    """Returns how many latent frames 4n+1 frames are: n+1."""
+    return (frames - 1) // FRAME_STRIDE + 1
+
+
+def _refusal(name: str, unit: str, value: int, rule: str, nearest: Size) -> InputError:
+    below, above = nearest
+    near = str(below) if value < below else f"{below} or {above}"
+    return InputError(
+        f"The model does not take this {name}",
+        where=name,
+        found=f"{value} {unit}",
+        expected=f"{rule} {unit}",
+        remedy=f"Set {name} to {near}",
+    )

@@ -27,3 +27,7 @@ class WrongModelError(WanError):
 
 class InputError(WanError):
     """A size, length, text, image or number that the model does not take."""
+
+
+class OutputError(WanError):
+    """A file that cannot be written: the disk is full, the folder is not writable, the encoder gave up."""

@@ -1,0 +1,171 @@
+"""Writes a file so that its final name is either absent or whole, and never one that was there before.
+
+The file grows under a hidden name in the same folder; when it is whole it is synced to disk and takes its final name
+in one step that fails if the name is taken. A killed process leaves at most the hidden partial file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import OutputError
+
+MIB = 2**20  # bytes
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class PartialFile:
+    """A file that is being written at `path`; `publish` or `replace` gives it its name."""
+
+    def __init__(self, folder: Path, hint: str) -> None:
+        self.path = _create_partial(folder, hint)
+        self.published: Path | None = None
+
+    def publish(self, names: Iterable[str]) -> Path:
+        """Takes the first of `names` that no file in the folder has, and returns its path.
+
+        Threads and processes that publish at once get different names: the file system decides.
+        """
+        _sync(self.path)
+        for name in names:
+            final = self.path.with_name(name)
+            if _claim(self.path, final):
+                return self._done(final)
+        raise FileExistsError(errno.EEXIST, "every name is taken", str(self.path.parent))
+
+    def replace(self, final: Path) -> Path:
+        """Takes the name `final` in the same folder, also where a file has it already, and returns it."""
+        _sync(self.path)
+        os.replace(self.path, final)
+        return self._done(final)
+
+    def _done(self, final: Path) -> Path:
+        self.published = final
+        _sync_folder(final.parent)
+        return final
+
+
+@contextmanager
+def partial_file(folder: Path, hint: str) -> Iterator[PartialFile]:
+    """Creates an empty partial file in `folder` (made if missing) and removes it at the end unless it was published.
+
+    Raises:
+        OutputError: the disk is full or the folder is not writable, here or while the block writes.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = PartialFile(folder, hint)
+        try:
+            yield partial
+        finally:
+            if partial.published is None:
+                with suppress(OSError):
+                    partial.path.unlink()
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk and a folder that is not writable into an OutputError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OutputError(
+                "The disk is full",
+                where=str(folder.absolute()),
+                found=f"{_free(folder) / MIB:.0f} MiB free",
+                remedy="Free some space and press Run again: only the saving is repeated",
+            ) from error
+        if error.errno in _READ_ONLY:
+            raise OutputError(
+                "The folder cannot be written to",
+                where=str(folder.absolute()),
+                found=error.strerror or str(error),
+                remedy="Give ComfyUI the right to write there, or start it with another --output-directory",
+            ) from error
+        raise
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Checks that `needed` bytes fit on the disk of `folder`, which exists.
+
+    Raises:
+        OutputError: fewer are free.
+    """
+    free = _free(folder)
+    if free < needed:
+        raise OutputError(
+            "There is not enough space on the disk",
+            where=str(folder.absolute()),
+            found=f"{free / MIB:.0f} MiB free",
+            expected=f"about {max(needed / MIB, 1):.0f} MiB",
+            remedy="Free some space and press Run again: only the saving is repeated",
+        )
+
+
+def _free(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def _create_partial(folder: Path, hint: str) -> Path:
+    for attempt in range(10_000):
+        path = folder / f".{hint}.{os.getpid()}.{attempt}.partial"
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return path
+    raise FileExistsError(errno.EEXIST, "too many partial files", str(folder))
+
+
+def _claim(source: Path, final: Path) -> bool:
+    """Moves `source` to `final` unless that name is taken; tells whether it did."""
+    try:
+        if os.name == "nt":
+            os.rename(source, final)  # refuses a name that is taken, on Windows only
+            return True
+        os.link(source, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _FULL or os.name == "nt":
+            raise
+        return _claim_without_links(source, final)  # exFAT and some network folders have no hard links
+    source.unlink()
+    return True
+
+
+def _claim_without_links(source: Path, final: Path) -> bool:
+    try:
+        os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    os.replace(source, final)
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name survive a power cut, where folders can be synced at all (not on Windows)."""
+    if os.name == "nt":
+        return
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,359 @@
+"""Encodes frames to a video file, one frame at a time, in BT.709 colour with tags that say so.
+
+RGB becomes limited-range Y'CbCr with the BT.709 matrix (ITU-R BT.709-6, section 3), and primaries, transfer, matrix
+and range are written into the stream, so that no player has to guess them from the size. FFV1 stays RGB, lossless.
+Knows nothing of ComfyUI; decoding belongs to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import numpy as np
+
+from ..errors import InputError, OutputError
+
+# code points of ITU-T H.273, as FFmpeg numbers them
+BT709 = 1
+RGB_MATRIX = 0
+LIMITED, FULL = 1, 2
+COLOUR_TAGS = ("color_primaries", "color_trc", "colorspace", "color_range")
+DEFAULT_AUDIO_RATE = 48_000  # samples per second, where the encoder does not take the sound's own rate
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # by number of channels
+LARGEST_RATE_DENOMINATOR = 1001  # keeps 24000/1001 exact
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """One choice of encoder and container; `crf` is the default quality (lower is better), None if it has none."""
+
+    id: str
+    encoders: tuple[str, ...]  # FFmpeg's names, best first
+    container: str
+    extension: str
+    pixel_format: str
+    audio_encoder: str
+    crf: int | None
+    bits_per_pixel: float  # of a busy clip; for the check of free space
+    options: Mapping[str, str] = field(default_factory=dict)
+    deep_pixel_format: str | None = None  # for clips of more than 8 bits
+    codec_tag: str | None = None
+    movflags: str | None = None
+
+    @property
+    def is_rgb(self) -> bool:
+        return not self.pixel_format.startswith("yuv")
+
+
+_MP4 = "use_metadata_tags"  # without it the muxer drops prompt and workflow
+_DEEP = "yuv420p10le"
+FORMATS = {
+    row.id: row
+    for row in (
+        VideoFormat(
+            "h264",
+            ("libx264", "h264"),
+            "mp4",
+            "mp4",
+            "yuv420p",
+            "aac",
+            19,
+            0.6,
+            deep_pixel_format=_DEEP,
+            movflags=_MP4,
+        ),
+        VideoFormat(
+            "h265",
+            ("libx265", "hevc"),
+            "mp4",
+            "mp4",
+            "yuv420p",
+            "aac",
+            22,
+            0.5,
+            {"x265-params": "log-level=error"},
+            deep_pixel_format=_DEEP,
+            codec_tag="hvc1",  # the tag that Apple's players ask for
+            movflags=_MP4,
+        ),
+        VideoFormat(
+            "av1",
+            ("libsvtav1",),
+            "mp4",
+            "mp4",
+            "yuv420p",
+            "aac",
+            28,
+            0.5,
+            {"preset": "6"},
+            deep_pixel_format=_DEEP,
+            movflags=_MP4,
+        ),
+        VideoFormat(
+            "vp9",
+            ("libvpx-vp9",),
+            "webm",
+            "webm",
+            "yuv420p",
+            "libopus",
+            28,
+            0.5,
+            {"row-mt": "1", "cpu-used": "4"},
+        ),
+        VideoFormat(
+            "prores",
+            ("prores_ks",),
+            "mov",
+            "mov",
+            "yuv422p10le",
+            "pcm_s16le",
+            None,
+            8.0,
+            {"profile": "3", "vendor": "apl0"},  # 3: 422 HQ
+            movflags=_MP4,
+        ),
+        VideoFormat("ffv1", ("ffv1",), "matroska", "mkv", "bgr0", "flac", None, 24.0, {"level": "3", "slicecrc": "1"}),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Sound:
+    """waveform [channels, samples] float32 in -1..1, `rate` samples per second."""
+
+    waveform: np.ndarray
+    rate: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is to be encoded; `frames` is read once, each [height, width, 3] RGB as uint8 or, for 10 bits, uint16."""
+
+    frames: Iterable[np.ndarray]
+    width: int
+    height: int
+    frame_rate: Fraction
+    sound: Sound | None = None
+    bit_depth: int = 8
+
+
+def available_formats() -> list[str]:
+    """Returns the ids of FORMATS that the installed FFmpeg can encode, H.264 first."""
+    return [row.id for row in FORMATS.values() if _encoder(row) and _has_encoder(row.audio_encoder)]
+
+
+def estimated_bytes(width: int, height: int, frames: int, format: VideoFormat) -> int:
+    """Returns about how many bytes a busy clip takes; a still one takes far fewer."""
+    return int(width * height * frames * format.bits_per_pixel / 8)
+
+
+def write_video(
+    target: Path | IO[bytes],
+    clip: Clip,
+    format: VideoFormat,
+    *,
+    crf: int | float | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    on_frame: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Encodes the clip to a path or a seekable binary stream and returns the number of frames.
+
+    `metadata` values are stored as JSON under their keys, as ComfyUI reads them back from a dropped file. `on_frame`
+    is called after each frame with the number done; what it raises ends the encoding. The sound is cut at the end of
+    the last frame. A side that is odd where the pixel format needs an even one grows by a copy of its last line.
+
+    Raises:
+        InputError: the clip has no frames, or no usable size or rate.
+        OutputError: no encoder for the format here, or it failed.
+        OSError: the file cannot be written (disk full, ...).
+    """
+    where = str(target) if isinstance(target, Path) else "the video"
+    movflags = f"{format.movflags}+faststart" if format.movflags and isinstance(target, Path) else format.movflags
+    destination = str(target) if isinstance(target, Path) else target
+    options = {"movflags": movflags} if movflags else {}
+    with _encoder_errors(format, where), av.open(destination, "w", format=format.container, options=options) as output:
+        for key, value in (metadata or {}).items():
+            output.metadata[key] = _json(value)
+        picture = _Picture(output, clip, format, crf)
+        sound = _SoundTrack(output, clip.sound, format) if clip.sound else None
+        done = 0
+        for frame in clip.frames:
+            picture.write(frame, done)
+            done += 1
+            if sound:
+                sound.write_until(done / picture.rate)
+            on_frame(done)
+        if done == 0:
+            raise InputError("The video has no frames", where="video", remedy="Connect a video with frames")
+        picture.finish()
+        if sound:
+            sound.finish()
+    return done
+
+
+class _Picture:
+    """The video stream of an open container."""
+
+    def __init__(self, output: Any, clip: Clip, format: VideoFormat, crf: int | float | None) -> None:
+        self.rate = _frame_rate(clip.frame_rate)
+        self.output = output
+        self.source = "rgb24" if clip.bit_depth <= 8 else "rgb48le"
+        self.format = format
+        deep = clip.bit_depth > 8 and format.deep_pixel_format
+        self.pixel_format = deep or format.pixel_format
+        self.shape = (clip.height, clip.width, 3)
+        self.padding = _padding(clip.width, clip.height, self.pixel_format)
+        options = dict(format.options)
+        if format.crf is not None:
+            options["crf"] = str(format.crf if crf is None else crf)
+        self.stream = output.add_stream(_require_encoder(format), rate=self.rate, options=options)
+        self.stream.width = clip.width + self.padding[1]
+        self.stream.height = clip.height + self.padding[0]
+        self.stream.pix_fmt = self.pixel_format
+        context = self.stream.codec_context
+        if format.id == "vp9":
+            context.bit_rate = 0  # quality alone decides
+        if format.codec_tag:
+            context.codec_tag = format.codec_tag
+        context.color_primaries = context.color_trc = BT709
+        context.colorspace = RGB_MATRIX if format.is_rgb else BT709
+        context.color_range = FULL if format.is_rgb else LIMITED
+
+    def write(self, rgb: np.ndarray, index: int) -> None:
+        """Encodes frame `index`, [height, width, 3]."""
+        assert rgb.shape == self.shape, f"frame of {rgb.shape} in a clip of {self.shape}"
+        if any(self.padding):
+            rgb = np.pad(rgb, ((0, self.padding[0]), (0, self.padding[1]), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format=self.source)
+        if self.format.is_rgb:
+            frame = frame.reformat(format=self.pixel_format)
+        else:
+            frame = frame.reformat(
+                format=self.pixel_format, src_color_range=FULL, dst_color_range=LIMITED, dst_colorspace=BT709
+            )
+        for tag in COLOUR_TAGS:  # ProRes writes the frame's tags, not the stream's; PyAV before 17 has two of them
+            if hasattr(frame, tag):
+                setattr(frame, tag, getattr(self.stream.codec_context, tag))
+        frame.pts, frame.time_base = index, 1 / self.rate
+        self.output.mux(self.stream.encode(frame))
+
+    def finish(self) -> None:
+        self.output.mux(self.stream.encode(None))
+
+
+class _SoundTrack:
+    """The audio stream of an open container, written along with the frames so that players need not seek."""
+
+    def __init__(self, output: Any, sound: Sound, format: VideoFormat) -> None:
+        channels = sound.waveform.shape[0]
+        self.waveform = np.nan_to_num(sound.waveform.astype(np.float32, copy=False), posinf=1.0, neginf=-1.0)
+        if channels not in LAYOUTS:
+            self.waveform = self.waveform.mean(axis=0, keepdims=True)
+        self.layout = LAYOUTS.get(channels, "mono")
+        self.rate = sound.rate
+        self.output = output
+        self.done = 0
+        rates = av.Codec(format.audio_encoder, "w").audio_rates
+        rate = sound.rate if not rates or sound.rate in rates else DEFAULT_AUDIO_RATE
+        self.stream = output.add_stream(format.audio_encoder, rate=rate, layout=self.layout)
+
+    def write_until(self, seconds: Fraction) -> None:
+        """Encodes the samples up to `seconds`; PyAV resamples and cuts them into the encoder's portions."""
+        end = min(math.ceil(seconds * self.rate), self.waveform.shape[1])
+        if end <= self.done:
+            return
+        samples = np.ascontiguousarray(self.waveform[:, self.done : end])
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=self.layout)
+        frame.sample_rate, frame.pts, frame.time_base = self.rate, self.done, Fraction(1, self.rate)
+        self.output.mux(self.stream.encode(frame))
+        self.done = end
+
+    def finish(self) -> None:
+        if self.done:
+            self.output.mux(self.stream.encode(None))
+
+
+@contextmanager
+def _encoder_errors(format: VideoFormat, where: str) -> Any:
+    """Turns FFmpeg's errors into an OutputError that names the format; those of the system stay OSError."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        if isinstance(error, OSError) and not isinstance(error, ValueError):
+            raise
+        raise OutputError(
+            f"The {format.id} encoder failed",
+            where=where,
+            found=f"{type(error).__name__}: {error.strerror}",
+            remedy="Choose another format; the frames are kept, so only the saving is repeated",
+        ) from error
+
+
+def _require_encoder(format: VideoFormat) -> str:
+    name = _encoder(format)
+    if name is None:
+        raise OutputError(
+            f"The FFmpeg that PyAV {av.__version__} brings cannot write this format",
+            where="format",
+            found=format.id,
+            expected=" or ".join(available_formats()),
+            remedy="Choose another format",
+        )
+    return name
+
+
+def _encoder(format: VideoFormat) -> str | None:
+    return next((name for name in format.encoders if _has_encoder(name)), None)
+
+
+def _has_encoder(name: str) -> bool:
+    try:
+        return av.Codec(name, "w").is_encoder
+    except ValueError:  # UnknownCodecError
+        return False
+
+
+def _frame_rate(rate: Fraction) -> Fraction:
+    rate = Fraction(rate).limit_denominator(LARGEST_RATE_DENOMINATOR)
+    if rate <= 0:
+        raise InputError(
+            "The video has no frame rate",
+            where="video",
+            found=f"{rate} frames per second",
+            expected="more than 0",
+            remedy="Set the frame rate where the video is made",
+        )
+    return rate
+
+
+def _padding(width: int, height: int, pixel_format: str) -> tuple[int, int]:
+    """Returns how many (rows, columns) the size lacks to what the pixel format's chroma takes."""
+    if pixel_format.startswith("yuv420"):
+        return height % 2, width % 2
+    return 0, width % 2 if pixel_format.startswith("yuv422") else 0
+
+
+def _json(value: Any) -> str:
+    """Returns JSON that browsers read: they refuse the NaN that Python writes."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

@@ -9,6 +9,7 @@ Source of the official sizes: Wan-Video/Wan2.2 wan/configs/__init__.py (SUPPORTE
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from .errors import InputError
 
@@ -16,6 +17,8 @@ Size = tuple[int, int]  # (width, height) in pixels
 
 CUSTOM = "custom"  # the choice that reads width and height
 PATCH = 2  # latent rows and columns of one token
+LARGEST_SIDE = 4096  # pixels; far above what the models were trained on
+LONGEST = 10_001  # frames
 FRAME_STRIDE = 4  # frames of one latent frame, after the first
 
 VIDEO_SIZES: dict[str, Size] = {
@@ -54,25 +57,46 @@ def snap_size(size: Size, multiple: int) -> Size:
     return snap(size[0], multiple, multiple), snap(size[1], multiple, multiple)
 
 
-def require_side(pixels: int, multiple: int, name: str) -> int:
-    """Returns `pixels` when it is a positive multiple of `multiple`.
+def choose_size(presets: Mapping[str, Size], choice: str, custom: Size, multiple: int) -> Size:
+    """Returns the preset `choice` snapped to the model's multiple, or the custom size as it is.
 
     Raises:
-        InputError: it is not; names the two nearest multiples.
+        InputError: there is no such preset, or a side of the custom size is no multiple; names the nearest ones.
     """
-    if pixels < multiple or pixels % multiple:
-        raise _refusal(name, "pixels", pixels, f"a multiple of {multiple}", legal_pair(pixels, multiple, multiple))
+    if choice == CUSTOM:
+        return require_side(custom[0], multiple, "width"), require_side(custom[1], multiple, "height")
+    if choice not in presets:
+        raise InputError(
+            "There is no such size",
+            where="size",
+            found=ascii(choice),
+            expected=f"one of {', '.join(presets)}",
+            remedy="Choose one of these, or custom with width and height",
+        )
+    return snap_size(presets[choice], multiple)
+
+
+def require_side(pixels: int, multiple: int, name: str) -> int:
+    """Returns `pixels` when it is a multiple of `multiple` from one to LARGEST_SIDE.
+
+    Raises:
+        InputError: it is not; names the nearest legal values.
+    """
+    if pixels % multiple or not multiple <= pixels <= LARGEST_SIDE:
+        nearest = legal_pair(min(pixels, LARGEST_SIDE), multiple, multiple)
+        raise _refusal(name, f"{pixels} pixels", f"a multiple of {multiple} up to {LARGEST_SIDE}", pixels, nearest)
     return pixels
 
 
 def require_frames(frames: int, name: str = "length") -> int:
-    """Returns `frames` when it is 4n+1.
+    """Returns `frames` when it is 4n+1 and at most LONGEST.
 
     Raises:
-        InputError: it is not; names the two nearest lengths.
+        InputError: it is not; names the nearest lengths.
     """
-    if frames < 1 or frames % FRAME_STRIDE != 1:
-        raise _refusal(name, "frames", frames, "4n+1", legal_pair(frames, FRAME_STRIDE, 1))
+    if frames % FRAME_STRIDE != 1 or not 1 <= frames <= LONGEST:
+        nearest = legal_pair(min(frames, LONGEST), FRAME_STRIDE, 1)
+        raise _refusal(name, f"{frames} frames", f"4n+1 frames up to {LONGEST}", frames, nearest)
     return frames
 
 
@@ -82,14 +106,14 @@ def frames_of(seconds: float, frame_rate: float) -> int:
     The first frame counts as none, as in the official lengths; half-way the shorter length is taken.
 
     Raises:
-        InputError: seconds is negative, infinite or not a number.
+        InputError: seconds is negative, not a number, or more than LONGEST frames.
     """
-    if not (math.isfinite(seconds) and seconds >= 0):
+    if not 0 <= seconds * frame_rate <= LONGEST - 1:
         raise InputError(
             "The clip cannot have this duration",
             where="seconds",
             found=str(seconds),
-            expected="0 or more",
+            expected=f"0 to {(LONGEST - 1) // frame_rate:.0f} seconds",
             remedy="Set seconds to 5",
         )
     return FRAME_STRIDE * math.ceil(seconds * frame_rate / FRAME_STRIDE - 0.5) + 1
@@ -100,13 +124,13 @@ def latent_frames(frames: int) -> int:
     return (frames - 1) // FRAME_STRIDE + 1
 
 
-def _refusal(name: str, unit: str, value: int, rule: str, nearest: Size) -> InputError:
+def _refusal(name: str, found: str, expected: str, value: int, nearest: Size) -> InputError:
     below, above = nearest
-    near = str(below) if value < below else f"{below} or {above}"
+    inside = below <= value < above
     return InputError(
         f"The model does not take this {name}",
         where=name,
-        found=f"{value} {unit}",
-        expected=f"{rule} {unit}",
-        remedy=f"Set {name} to {near}",
+        found=found,
+        expected=expected,
+        remedy=f"Set {name} to {below} or {above}" if inside else f"Set {name} to {below}",
     )

@@ -54,7 +54,9 @@ def test_impossible_durations_are_refused(seconds):
     assert caught.value.where == "seconds"
 
 
-@pytest.mark.parametrize("side, multiple, near", [(1080, 16, "1072 or 1088"), (720, 32, "704 or 736"), (7, 16, "16")])
+@pytest.mark.parametrize(
+    "side, multiple, near", [(1080, 16, "1072 or 1088"), (720, 32, "704 or 736"), (7, 16, "16"), (8000, 16, "4096")]
+)
 def test_refused_side_names_the_nearest_legal_values(side, multiple, near):
     with pytest.raises(InputError) as caught:
         geometry.require_side(side, multiple, "height")
@@ -63,12 +65,27 @@ def test_refused_side_names_the_nearest_legal_values(side, multiple, near):
     assert caught.value.remedy == f"Set height to {near}"
 
 
-@pytest.mark.parametrize("frames, near", [(80, "77 or 81"), (0, "1"), (2, "1 or 5"), (83, "81 or 85")])
+@pytest.mark.parametrize(
+    "frames, near", [(80, "77 or 81"), (0, "1"), (99_999, "10001"), (2, "1 or 5"), (83, "81 or 85")]
+)
 def test_refused_length_names_the_nearest_legal_values(frames, near):
     with pytest.raises(InputError) as caught:
         geometry.require_frames(frames)
     assert caught.value.where == "length"
     assert caught.value.remedy == f"Set length to {near}"
+
+
+def test_an_unknown_size_names_the_choices():
+    with pytest.raises(InputError) as caught:
+        geometry.choose_size(geometry.VIDEO_SIZES, "8K", (16, 16), 16)
+    assert caught.value.where == "size"
+    assert "480p 16:9 (832x480)" in caught.value.expected
+
+
+def test_custom_sizes_are_taken_as_they_are():
+    assert geometry.choose_size(geometry.VIDEO_SIZES, geometry.CUSTOM, (848, 496), 16) == (848, 496)
+    with pytest.raises(InputError):
+        geometry.choose_size(geometry.VIDEO_SIZES, geometry.CUSTOM, (848, 496), 32)
 
 
 def test_latent_frames():

@@ -1,0 +1,99 @@
+"""LATENT to clips: decoded in chunks of frames, which become a VIDEO of bytes and, if somebody asks, a float IMAGE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import torch
+from comfy.model_management import intermediate_device
+
+from ...wan_core import geometry
+from ...wan_core.errors import InputError, WrongModelError
+from .latents import FRAME_RATE, LatentGrid, grid_of
+from .progress import progress
+from .vae import decode_chunks
+from .video import FrameVideo, to_bytes
+
+
+def decode_clips(
+    latent: dict[str, Any], vae: Any, audio: dict[str, Any] | None, *, with_images: bool
+) -> tuple[list[FrameVideo], torch.Tensor | None]:
+    """Decodes a LATENT to one VIDEO per clip of the batch and, if asked for, all frames as a float IMAGE.
+
+    Frames arrive in chunks and are kept as bytes: without the IMAGE the clip is never whole in float.
+
+    Raises:
+        WrongModelError: the VAE makes other latents than these.
+        InputError: the latent holds values that are not finite.
+    """
+    samples = _checked(latent["samples"], grid_of(vae))
+    rate = Fraction(latent.get(FRAME_RATE) or grid_of(vae).frame_rate).limit_denominator(1001)
+    frames = 1 + (samples.shape[2] - 1) * geometry.FRAME_STRIDE
+    show = progress(frames * samples.shape[0])
+    images = _Store(frames * samples.shape[0]) if with_images else None
+    videos = []
+    for item in samples.split(1):
+        clip = _Store(frames)
+        for chunk in _finite(decode_chunks(vae, item)):
+            clip.add(to_bytes(chunk))
+            if images:
+                images.add(chunk.float())
+            show(len(videos) * frames + clip.used)
+        videos.append(FrameVideo(clip.frames(), rate, audio))
+    return videos, images.frames().to(intermediate_device()) if images else None
+
+
+class _Store:
+    """Frames gathered chunk by chunk in one tensor on the CPU, so that they never exist twice."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.used = capacity, 0
+        self.tensor = torch.empty(0)
+
+    def add(self, chunk: torch.Tensor) -> None:
+        if self.used == 0:
+            self.tensor = torch.empty((self.capacity, *chunk.shape[1:]), dtype=chunk.dtype)
+        self.tensor[self.used : self.used + len(chunk)] = chunk
+        self.used += len(chunk)
+
+    def frames(self) -> torch.Tensor:
+        return self.tensor[: self.used]
+
+
+def _checked(samples: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
+    """Returns the latent as [B, C, F, H, W] after checking that this VAE made it and that it holds numbers."""
+    if samples.is_nested:
+        samples = samples.unbind()[0]
+    if samples.ndim == 4:  # a picture from a native node
+        samples = samples.unsqueeze(2)
+    if samples.shape[1] != grid.channels:
+        files = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
+        raise WrongModelError(
+            "This VAE did not make this latent",
+            where="vae",
+            found=f"a VAE of {grid.channels} channels",
+            expected=f"{samples.shape[1]} channels",
+            remedy=f"Load {files.get(samples.shape[1], 'the VAE of the model that sampled it')}",
+        )
+    if not torch.isfinite(samples).all():
+        raise InputError(
+            "The latent holds values that are not numbers",
+            where="latent",
+            found="NaN or infinity",
+            remedy="Sample again with weight_dtype bf16 and without attention overrides; check the LoRA strengths",
+        )
+    return samples
+
+
+def _finite(chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    for chunk in chunks:
+        if not torch.isfinite(chunk).all():
+            raise InputError(
+                "The VAE decoded values that are not numbers",
+                where="vae",
+                found="NaN or infinity",
+                remedy="Start ComfyUI with --fp32-vae or --bf16-vae",
+            )
+        yield chunk

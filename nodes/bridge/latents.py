@@ -1,0 +1,70 @@
+"""Empty LATENT dictionaries, made for a VAE.
+
+A LATENT of this pack carries `wan_frame_rate`, in frames per second, beside `samples`; native samplers hand it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ...wan_core import geometry
+from ...wan_core.errors import WrongModelError
+from ...wan_core.tasks import T2V_A14B, TI2V_5B
+
+FRAME_RATE = "wan_frame_rate"
+_TASK_OF_CHANNELS = {task.latent_channels: task for task in (T2V_A14B, TI2V_5B)}
+
+
+@dataclass(frozen=True)
+class LatentGrid:
+    """What a VAE makes of pixels: channels, pixels per latent row or column, frames per second of its models."""
+
+    channels: int
+    compression: int
+    frame_rate: int
+
+    @property
+    def multiple(self) -> int:
+        """Pixels: width and height are multiples of it."""
+        return self.compression * geometry.PATCH
+
+
+def grid_of(vae: Any) -> LatentGrid:
+    """Reads the latent grid from a VAE object, ours or the native one.
+
+    Raises:
+        WrongModelError: it is no VAE of the Wan family.
+    """
+    channels = getattr(vae, "latent_channels", None)
+    task = _TASK_OF_CHANNELS.get(channels or 0)
+    if task is None or vae.latent_dim != 3 or vae.temporal_compression_decode() != geometry.FRAME_STRIDE:
+        raise WrongModelError(
+            "This is not a VAE of the Wan family",
+            where="vae",
+            found="no VAE" if vae is None else f"latents of {channels} channels and {vae.latent_dim} dimensions",
+            expected="16 or 48 channels and 3 dimensions",
+            remedy="Load wan_2.1_vae.safetensors for the 14B models or wan2.2_vae.safetensors for the 5B",
+        )
+    return LatentGrid(task.latent_channels, int(vae.spacial_compression_decode()), task.frame_rate)
+
+
+def empty_latent(grid: LatentGrid, size: geometry.Size, frames: int, batch: int) -> dict[str, Any]:
+    """Returns a LATENT of zeros [batch, channels, latent frames, rows, columns] for `frames` frames of `size`."""
+    width, height = size
+    shape = [
+        batch,
+        grid.channels,
+        geometry.latent_frames(frames),
+        height // grid.compression,
+        width // grid.compression,
+    ]
+    return {
+        "samples": torch.zeros(shape, device=comfy.model_management.intermediate_device()),
+        "downscale_ratio_spacial": grid.compression,  # native hints: a sampler resizes an empty latent of another VAE
+        "downscale_ratio_temporal": geometry.FRAME_STRIDE,
+        FRAME_RATE: grid.frame_rate,
+    }

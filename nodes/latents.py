@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..wan_core import geometry
 from ..wan_core.errors import InputError
 from .bridge.latents import empty_latent, grid_of
+from .bridge.show import show_on_node
 
 STEP = 16  # pixels; what every Wan model takes, the 5B takes every second of them
 
@@ -86,6 +87,8 @@ class WanCoreTextToVideo(io.ComfyNode):
                 height,
             ],
             outputs=[io.Latent.Output("latent", tooltip="Empty latent that knows its frame rate, for a sampler.")],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # else one of two equal nodes would stay without its text
         )
 
     @classmethod
@@ -99,6 +102,8 @@ class WanCoreTextToVideo(io.ComfyNode):
         grid = grid_of(vae)
         frames = geometry.require_frames(length) if length else geometry.frames_of(seconds, grid.frame_rate)
         chosen = geometry.choose_size(geometry.VIDEO_SIZES, size, (width, height), grid.multiple)
+        rate = grid.frame_rate
+        show_on_node(cls.hidden.unique_id, f"{chosen[0]}x{chosen[1]}, {frames} frames at {rate}: {frames / rate:.2f} s")
         return io.NodeOutput(empty_latent(grid, chosen, frames, batch_size))
 
 
@@ -122,6 +127,8 @@ class WanCoreTextToImage(io.ComfyNode):
                 height,
             ],
             outputs=[io.Latent.Output("latent", tooltip="Empty latent of one frame, for a sampler.")],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,
         )
 
     @classmethod
@@ -132,6 +139,7 @@ class WanCoreTextToImage(io.ComfyNode):
     def execute(cls, vae: Any, size: str, batch_size: int, width: int, height: int) -> io.NodeOutput:
         grid = grid_of(vae)
         chosen = geometry.choose_size(geometry.IMAGE_SIZES, size, (width, height), grid.multiple)
+        show_on_node(cls.hidden.unique_id, f"{chosen[0]}x{chosen[1]}")
         return io.NodeOutput(empty_latent(grid, chosen, 1, batch_size))
 
 

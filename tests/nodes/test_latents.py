@@ -19,7 +19,7 @@ from wancore.wan_core.errors import InputError, WrongModelError  # noqa: E402
 
 import nodes as native_nodes  # noqa: E402
 
-from .native_vae import native_vae_on_meta  # noqa: E402
+from .native import native_vae_on_meta, run  # noqa: E402
 
 CUSTOM = {"size": "custom", "width": 848, "height": 496}
 VIDEO = {"size": "480p 16:9 (832x480)", "seconds": 5.0, "length": 0, "batch_size": 1, "width": 832, "height": 480}
@@ -37,11 +37,11 @@ def vae22():
 
 
 def video(vae, **inputs):
-    return WanCoreTextToVideo.execute(vae=vae, **{**VIDEO, **inputs}).result[0]
+    return run(WanCoreTextToVideo, vae=vae, **{**VIDEO, **inputs}).result[0]
 
 
 def image(vae, **inputs):
-    return WanCoreTextToImage.execute(vae=vae, **{**IMAGE, **inputs}).result[0]
+    return run(WanCoreTextToImage, vae=vae, **{**IMAGE, **inputs}).result[0]
 
 
 def test_the_14b_default_is_81_frames_of_832x480(vae21):

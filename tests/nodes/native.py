@@ -1,14 +1,21 @@
-"""Native VAE objects of the Wan family, full size on the meta device or small with random weights."""
+"""What ComfyUI hands to nodes: the call itself, and VAE objects of the Wan family."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import comfy.sd
 import torch
+from comfy_api.latest import io
 
 SHAPES = Path(__file__).parents[1] / "shapes"
+
+
+def run(node: type[io.ComfyNode], *, hidden: dict[io.Hidden, Any] | None = None, **inputs: Any) -> io.NodeOutput:
+    """Calls a node as the server does, on a clone of its class that carries the hidden inputs."""
+    return node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden or {}}).execute(**inputs)
 
 
 def native_vae_on_meta(shapes: str) -> comfy.sd.VAE:

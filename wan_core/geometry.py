@@ -128,7 +128,7 @@ def _refusal(name: str, found: str, expected: str, value: int, nearest: Size) ->
     below, above = nearest
     inside = below <= value < above
     return InputError(
-        f"The model does not take this {name}",
+        "The model does not take this length" if name == "length" else "The model does not take this size",
         where=name,
         found=found,
         expected=expected,

@@ -33,10 +33,15 @@ IMAGE_SIZES: dict[str, Size] = {
     f"{width}x{height}": (width, height)
     for width, height in ((1024, 1024), (1280, 720), (720, 1280), (1152, 864), (864, 1152), (832, 480), (480, 832))
 }
-OFFICIAL_SIZES: dict[str, tuple[Size, ...]] = {
-    "t2v-A14B": ((1280, 720), (720, 1280), (832, 480), (480, 832)),
-    "i2v-A14B": ((1280, 720), (720, 1280), (832, 480), (480, 832)),
+_HD: tuple[Size, ...] = ((1280, 720), (720, 1280))
+_SD: tuple[Size, ...] = ((832, 480), (480, 832))
+OFFICIAL_SIZES: dict[str, tuple[Size, ...]] = {  # by task
+    "t2v-A14B": _HD + _SD,
+    "i2v-A14B": _HD + _SD,
     "ti2v-5B": ((1280, 704), (704, 1280)),
+    "t2v-1.3B": _SD,
+    "i2v-2.1": _HD + _SD,
+    "flf2v-2.1": _HD,
 }
 
 

@@ -32,6 +32,7 @@ from ...wan_core.weights.inspect import inspect
 from ...wan_core.weights.keys import check_tensors
 from ...wan_core.weights.pairing import require
 from .ops import wan_operations
+from .quantised import present_form
 
 NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, LoRA keys and embedding files
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -200,9 +201,11 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     require(checkpoint, TEXT_ENCODER)
     path = str(checkpoint.path)
     tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    tensors, metadata = comfy.utils.convert_old_quants(tensors, model_prefix=checkpoint.prefix, metadata=metadata)
     tokenizer = _tokenizer_model(tensors, checkpoint.path)
-    weights = {new: tensors[old] for old, new in encoder_names(tensors).items() if new.startswith(PARAMETERS)}
+    cut = len(checkpoint.prefix)
+    own = {name[cut:]: tensor for name, tensor in tensors.items() if name.startswith(checkpoint.prefix)}
+    own = present_form(own, metadata)
+    weights = {new: own[old] for old, new in encoder_names(own).items() if new.startswith(PARAMETERS)}
     config = _config(weights, path, packed=checkpoint.precision == "packed")
     if not HAS_FTFY:
         logging.warning("WanCore: the package ftfy is missing; broken characters in prompts are not repaired.")

@@ -16,16 +16,16 @@ from wancore.tests.comfy_host import import_comfy
 
 import_comfy()
 
-import comfy.ops  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
-import folder_paths  # noqa: E402
-from comfy import sd1_clip  # noqa: E402
-from comfy.text_encoders import t5, wan  # noqa: E402
-from wancore.nodes.bridge.text_encoder import HostedUMT5, load_text_encoder  # noqa: E402
-from wancore.wan_core.errors import WeightsFileError, WrongModelError  # noqa: E402
-from wancore.wan_core.text.tokenizer import Tokenizer  # noqa: E402
-from wancore.wan_core.text.umt5 import UMT5Config, UMT5Encoder  # noqa: E402
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import folder_paths
+from comfy import sd1_clip
+from comfy.text_encoders import t5, wan
+from wancore.nodes.bridge.text_encoder import HostedUMT5, load_text_encoder
+from wancore.wan_core.errors import WeightsFileError, WrongModelError
+from wancore.wan_core.text.tokenizer import Tokenizer
+from wancore.wan_core.text.umt5 import UMT5Config, UMT5Encoder
 
 CONFIG = UMT5Config(vocabulary=640, dim=48, attention_dim=32, ffn_dim=96, num_heads=4, num_layers=3)
 NATIVE = {
@@ -233,32 +233,33 @@ def test_reload_for_another_device(ours: comfy.sd.CLIP):
     assert torch.equal(conditioning(clone, PROMPTS[0]), conditioning(ours, PROMPTS[0]))
 
 
-def scaled(weights: dict[str, torch.Tensor]) -> tuple[dict, dict, dict]:
+def scaled(weights: dict[str, torch.Tensor], kind: torch.dtype) -> tuple[dict, dict, dict]:
     """The matrices in scaled fp8, their scales, and what they stand for in float32."""
     matrices = [
         name for name in weights if "SelfAttention.q" in name or ("DenseReluDense" in name and "norm" not in name)
     ]
-    scales = {name: weights[name].abs().max() / 448 for name in matrices}
-    stored = {name: (weights[name] / scales[name]).to(torch.float8_e4m3fn) for name in matrices}
+    scales = {name: weights[name].abs().max() / torch.finfo(kind).max for name in matrices}
+    stored = {name: (weights[name] / scales[name]).to(kind) for name in matrices}
     meant = {**weights, **{name: stored[name].float() * scales[name] for name in matrices}}
     return {**weights, **stored}, scales, meant
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("layout", ["scaled_fp8", "comfy_quant"])
-def test_scaled_fp8(weights: dict, vocabulary: torch.Tensor, tmp_path: Path, layout: str):
-    stored, scales, meant = scaled(weights)
+def test_scaled_fp8(weights: dict, vocabulary: torch.Tensor, tmp_path: Path, layout: str, kind: torch.dtype):
+    stored, scales, meant = scaled(weights, kind)
     suffix = "scale_weight" if layout == "scaled_fp8" else "weight_scale"
     stored |= {name.removesuffix("weight") + suffix: scale.reshape(()) for name, scale in scales.items()}
     if layout == "scaled_fp8":
-        stored["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+        stored["scaled_fp8"] = torch.zeros(2, dtype=kind)
     else:
-        mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+        mark = torch.tensor(list(b'{"format": "%s"}' % str(kind).removeprefix("torch.").encode()), dtype=torch.uint8)
         stored |= {name.removesuffix("weight") + "comfy_quant": mark.clone() for name in scales}
     save_file({**stored, "spiece_model": vocabulary}, tmp_path / "fp8.safetensors")
     save_file({**meant, "spiece_model": vocabulary}, tmp_path / "fp32.safetensors")
     clip = load_text_encoder(tmp_path / "fp8.safetensors")
     kept = clip.get_sd()["umt5xxl.transformer." + next(iter(scales))]
-    assert kept.dtype == torch.float8_e4m3fn  # not blown up in memory
+    assert kept.dtype == kind  # not blown up in memory
     close(conditioning(clip, PROMPTS[1]), conditioning(load_text_encoder(tmp_path / "fp32.safetensors"), PROMPTS[1]))
 
 

@@ -13,12 +13,12 @@ from wancore.tests.comfy_host import import_comfy
 
 import_comfy()
 
-import comfy.model_management  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
-from wancore.nodes.bridge.vae import decode_chunks, load_vae, vae_latent_channels  # noqa: E402
-from wancore.wan_core.errors import WeightsFileError, WrongModelError  # noqa: E402
-from wancore.wan_core.vae.wan21 import VAE21Config, WanVAE21  # noqa: E402
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+from wancore.nodes.bridge.vae import decode_chunks, load_vae, vae_latent_channels
+from wancore.wan_core.errors import WeightsFileError, WrongModelError
+from wancore.wan_core.vae.wan21 import VAE21Config, WanVAE21
 
 SHAPES = ((1, 16, 1, 8, 8), (2, 16, 4, 8, 8), (1, 16, 21, 60, 104), (1, 3, 5, 480, 832))
 

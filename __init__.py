@@ -22,6 +22,6 @@ async def comfy_entrypoint() -> Any:
                 return []
 
         return Empty()
-    from .nodes import WanExtension
+    from .nodes.extension import WanExtension
 
     return WanExtension()

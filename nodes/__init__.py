@@ -1,16 +1,4 @@
-"""The nodes: one file per family, each with a list `NODES`. Widgets go in, one call is made, outputs come back."""
+"""The nodes: one file per family, each with a list `NODES`. Widgets go in, one call is made, outputs come back.
 
-from __future__ import annotations
-
-from comfy_api.latest import ComfyExtension, io
-
-from . import decode, latents, loaders, lora, sampling, save, text
-
-FAMILIES = (loaders, lora, text, latents, sampling, decode, save)
-
-
-class WanExtension(ComfyExtension):
-    """What ComfyUI asks for the pack's nodes."""
-
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node for family in FAMILIES for node in family.NODES]
+Nothing is imported here: the bridge says whether ComfyUI is new enough before any node is touched.
+"""

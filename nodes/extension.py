@@ -1,0 +1,16 @@
+"""What ComfyUI gets from the pack: every node of every family."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import decode, latents, loaders, lora, sampling, save, text
+
+FAMILIES = (loaders, lora, text, latents, sampling, decode, save)
+
+
+class WanExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node for family in FAMILIES for node in family.NODES]

@@ -110,6 +110,7 @@ class WanModel(comfy.model_base.WAN21):
             if keys:
                 raise WrongModelError(
                     "The tensors of this file are not those of the model that it looks like",
+                    where=repr(self.model_config.path),
                     found=f"{len(keys)} {what}: {', '.join(keys[:5])}",
                     remedy="Take an unchanged file of this model",
                 )
@@ -128,6 +129,7 @@ class WanConfig(comfy.supported_models.WAN21_T2V):
         assert config is not None and task is not None
         model_type = "i2v" if config.image_dim else "t2v"
         super().__init__({"image_model": "wan2.1", "model_type": model_type, **asdict(config)})
+        self.path = str(checkpoint.path)
         self.latent_format = LATENT_FORMATS[config.out_dim]()
         self.sampling_settings = {"shift": task.shift}
         # The float type of the file; bfloat16 for quantised and float32 files. A bfloat16 file is never run in

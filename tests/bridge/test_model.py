@@ -13,6 +13,7 @@ from ..comfy_host import import_comfy
 import_comfy()
 
 import comfy.latent_formats
+import comfy.memory_management
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.sample
@@ -406,6 +407,25 @@ def test_mapped_weights_stay_mapped_where_comfyui_maps_them(t2v_file, monkeypatc
     monkeypatch.setattr(comfy.utils, "load_torch_file", load)
     model = load_model(t2v_file).model.diffusion_model
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == read
+
+
+def test_layers_that_have_no_weight_before_loading(folder, t2v, t2v_file, monkeypatch):
+    """Under Dynamic VRAM ComfyUI builds linear layers empty; loading fills all of them, or says which it cannot."""
+    path = write_tiny(folder / "with_hole.safetensors", "t2v_A14B_expert")
+    read = comfy.utils.load_torch_file  # with the library, whose mapping needs no GPU
+    for hole in (None, "blocks.1.ffn.2.weight"):
+        sd, metadata = read(path, return_metadata=True)
+        sd.pop(hole, None)
+        monkeypatch.setattr(comfy.utils, "load_torch_file", lambda *args, got=(sd, metadata), **kwargs: got)
+        with monkeypatch.context() as patch:
+            patch.setattr(comfy.memory_management, "aimdo_enabled", True)
+            if hole:
+                with pytest.raises(WrongModelError) as caught:
+                    load_model(path)
+                assert hole in caught.value.found and path in caught.value.where
+            else:
+                patcher = load_model(path)
+    assert difference(predict(patcher), predict(t2v[1])) < CLOSE
 
 
 # Number types

@@ -194,9 +194,9 @@ def _expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
 def _official(sd: dict[str, Tensor], checkpoint: Checkpoint, metadata: Any) -> dict[str, Tensor]:
     """Official names, without the tensors of other models; old scaled fp8 in ComfyUI's present form."""
-    cut = len(checkpoint.prefix)
-    sd = {name[cut:]: tensor for name, tensor in sd.items() if name.startswith(checkpoint.prefix)}
-    sd, _ = comfy.utils.convert_old_quants(sd, "", metadata=metadata or {})
+    prefix = checkpoint.prefix
+    sd, _ = comfy.utils.convert_old_quants(sd, prefix, metadata=metadata or {})
+    sd = {name.removeprefix(prefix): tensor for name, tensor in sd.items() if name.startswith(prefix)}
     for name in [name for name in sd if name.endswith(".comfy_quant")]:
         weight = sd.get(f"{name.removesuffix('.comfy_quant')}.weight")
         if weight is not None and weight.dtype == torch.float8_e5m2:  # the conversion calls every layer e4m3

@@ -140,6 +140,29 @@ def test_scaled_fp8(folder):
     assert_equal((load_model(path), comfy.sd.load_diffusion_model(path)))
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("layout", ["marker", "metadata", "layers"])
+def test_every_layout_of_scaled_fp8(folder, prefix, layout):
+    """The old marker tensor, the table in the metadata, and one note per layer hold the same model."""
+    plain = load_file(write_scaled(folder / "layouts.safetensors", torch.float8_e4m3fn))
+    expected = predict(load_model(str(folder / "layouts.safetensors")))
+    metadata = {"config": json.dumps({"transformer": {"text_dim": 256}})}
+    weights = {prefix + name: weight for name, weight in plain.items()}
+    if layout != "marker":
+        weights.pop(prefix + "scaled_fp8")
+        weights = {name.replace("scale_weight", "weight_scale"): weight for name, weight in weights.items()}
+        scaled = [name.removesuffix(".weight_scale") for name in weights if name.endswith(".weight_scale")]
+        note = {"format": "float8_e4m3fn"}
+        if layout == "metadata":
+            metadata["_quantization_metadata"] = json.dumps({"layers": dict.fromkeys(scaled, note)})
+        else:
+            code = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+            weights |= {f"{layer}.comfy_quant": code.clone() for layer in scaled}
+    path = folder / f"layout_{layout}_{len(prefix)}.safetensors"
+    save_file(weights, path, metadata=metadata)
+    assert torch.equal(predict(load_model(str(path))), expected)
+
+
 def test_scaled_fp8_e5m2_keeps_its_type(folder):
     """ComfyUI labels these e4m3; we compare with the weights that the file really holds."""
     path = write_scaled(folder / "e5m2.safetensors", torch.float8_e5m2)

@@ -56,8 +56,8 @@ class WanCoreTextEncode(io.ComfyNode):
 
 
 def _encode(clip: Any, text: str) -> Any:
-    tokens = clip.tokenize(text) if clip is not None else {}
-    if ENCODER not in tokens:
+    tokens = {} if clip is None else clip.tokenize(text)
+    if clip is None or ENCODER not in tokens:
         raise WrongModelError(
             "This is not Wan's text encoder",
             where="clip",

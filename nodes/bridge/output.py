@@ -16,7 +16,7 @@ from ...wan_core.media.atomic import disk_errors, partial_file, require_space
 from ...wan_core.media.names import numbered, split_prefix
 from ...wan_core.media.video import FORMATS, estimated_bytes, write_video
 from .progress import progress
-from .video import clip_of, encodes_deep
+from .video import clip_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def save_video(
     folder, stem, first, subfolder = _next_place(prefix, width, height)
     frames = video.get_frame_count()
     require_space(folder, estimated_bytes(width, height, frames, format))
-    clip = clip_of(video, deep=True if encodes_deep(format) else None)
+    clip = clip_of(video, deep=format.is_deep or None)
     with partial_file(folder, stem) as partial:
         write_video(partial.path, clip, format, crf=crf, metadata=metadata, on_frame=progress(frames))
         final = partial.publish(numbered(stem, format.extension, first))

@@ -19,7 +19,7 @@ from comfy_api.latest import Input, Types
 
 from ...wan_core.errors import InputError
 from ...wan_core.media.atomic import partial_file
-from ...wan_core.media.video import FORMATS, Clip, Sound, VideoFormat, write_video
+from ...wan_core.media.video import FORMATS, Clip, Sound, write_video
 
 H264 = FORMATS["h264"]
 
@@ -131,11 +131,6 @@ def clip_of(video: Input.Video, *, deep: bool | None = None) -> Clip:
 def to_bytes(images: torch.Tensor) -> torch.Tensor:
     """Returns float images in 0..1 as uint8, rounded to the nearest value, on the same device."""
     return images.float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def encodes_deep(format: VideoFormat) -> bool:
-    """Tells whether the format always stores more than 8 bits, so that float images should keep theirs."""
-    return "10" in format.pixel_format
 
 
 def _arrays(images: torch.Tensor, deep: bool) -> Iterator[np.ndarray]:

@@ -128,6 +128,17 @@ def test_colours_are_bt709_and_say_so(format, tmp_path):
     assert decibels(seen[4:-4, inner], chart[4:-4, inner]) > 42
 
 
+def test_crf_decides_the_size_where_the_format_has_one(format, tmp_path):
+    noise = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8) for seed in range(9)]
+    sizes = []
+    for crf in (8, None, 48):
+        path = tmp_path / f"{crf}.{format.extension}"
+        video.write_video(path, clip_of(noise), format, crf=crf)
+        sizes.append(path.stat().st_size)
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0] > 1.5 * sizes[2]) is (format.crf is not None)
+
+
 def test_a_player_that_trusts_the_tags_sees_the_clip(tmp_path):
     path = tmp_path / "clip.mp4"
     original = list(moving(9))
@@ -210,7 +221,7 @@ def test_no_frames_and_no_rate_are_refused(tmp_path):
 
 
 def test_a_missing_encoder_names_the_others(tmp_path):
-    absent = video.VideoFormat("x266", ("libx266",), "mp4", "mp4", "yuv420p", "aac", 20, 1.0)
+    absent = video.VideoFormat("x266", ("libx266",), 20, 1.0)
     with pytest.raises(OutputError) as caught:
         video.write_video(tmp_path / "a.mp4", clip_of(moving(1)), absent)
     assert caught.value.found == "x266"
@@ -218,7 +229,9 @@ def test_a_missing_encoder_names_the_others(tmp_path):
 
 
 def test_an_encoder_error_names_the_format(tmp_path):
-    too_small = video.VideoFormat("prores", ("dnxhd",), "mov", "mov", "yuv422p", "aac", None, 1.0)  # takes few sizes
+    too_small = video.VideoFormat(
+        "prores", ("dnxhd",), None, 1.0, container="mov", pixel_format="yuv422p"
+    )  # takes few sizes
     with pytest.raises(OutputError) as caught, atomic.partial_file(tmp_path, "a") as partial:
         video.write_video(partial.path, clip_of(moving(1)), too_small)
     assert "prores" in caught.value.what

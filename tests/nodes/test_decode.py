@@ -7,8 +7,6 @@ from fractions import Fraction
 import pytest
 import torch
 from make_pocket import build, write
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from ..comfy_host import import_comfy
 
@@ -25,7 +23,7 @@ from wancore.wan_core.errors import InputError, WrongModelError  # noqa: E402
 
 import nodes as native_nodes  # noqa: E402
 
-from .native import native_vae_on_meta, run  # noqa: E402
+from .native import LargestFloat, native_vae_on_meta, run  # noqa: E402
 
 FRAMES, HEIGHT, WIDTH = 9, 32, 48  # of latent_of(3, 4, 6)
 
@@ -103,19 +101,6 @@ def test_the_input_is_not_changed(vae):
     before = latent["samples"].clone()
     decode(latent, vae)
     assert torch.equal(latent["samples"], before) and latent.keys() == {"samples"}
-
-
-class LargestFloat(TorchDispatchMode):
-    """Records the largest floating-point tensor, in elements, that any operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for item in tree_flatten(result)[0]:
-            if isinstance(item, torch.Tensor) and item.is_floating_point():
-                self.largest = max(self.largest, item.untyped_storage().nbytes() // item.element_size())
-        return result
 
 
 def test_without_images_the_clip_is_never_whole_in_float(ours):

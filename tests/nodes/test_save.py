@@ -26,7 +26,7 @@ from wancore.nodes.bridge.video import FrameVideo  # noqa: E402
 from wancore.nodes.save import WanCoreSaveVideo  # noqa: E402
 from wancore.wan_core.errors import InputError, OutputError  # noqa: E402
 
-from .native import run  # noqa: E402
+from .native import LargestFloat, run  # noqa: E402
 
 PROMPT = {"1": {"class_type": "WanCoreSaveVideo", "inputs": {"filename_prefix": "ü \U0001f98a"}}}
 WORKFLOW = {"nodes": [{"id": 1}], "version": 0.4}
@@ -112,6 +112,16 @@ def test_any_native_video_in_any_format(make, format, output, tmp_path):
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
         assert container.streams.audio[0].rate == 48_000
     assert abs(torch.from_numpy(frame).float() - pictures()[0] * 255).mean() < 6
+
+
+def test_saving_makes_no_float_of_the_clip(output):
+    video = frame_video()
+    with LargestFloat() as seen:
+        save(video)
+    assert seen.largest == 0
+    with LargestFloat() as seen:
+        save(native_video())
+    assert seen.largest <= pictures().numel(), "a clip that comes as float is not copied"
 
 
 def test_ten_bit_videos_stay_ten_bit(output):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from ..errors import InputError, OutputError
 
@@ -33,94 +34,77 @@ LARGEST_RATE_DENOMINATOR = 1001  # keeps 24000/1001 exact
 
 @dataclass(frozen=True)
 class VideoFormat:
-    """One choice of encoder and container; `crf` is the default quality (lower is better), None if it has none."""
+    """One choice of encoder and container; the defaults are an mp4's."""
 
     id: str
     encoders: tuple[str, ...]  # FFmpeg's names, best first
-    container: str
-    extension: str
-    pixel_format: str
-    audio_encoder: str
-    crf: int | None
+    crf: int | None  # default quality, lower is better; None: the format has none
     bits_per_pixel: float  # of a busy clip; for the check of free space
-    options: Mapping[str, str] = field(default_factory=dict)
+    container: str = "mp4"
+    extension: str = "mp4"
+    pixel_format: str = "yuv420p"
     deep_pixel_format: str | None = None  # for clips of more than 8 bits
+    audio_encoder: str = "aac"
     codec_tag: str | None = None
-    movflags: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_rgb(self) -> bool:
         return not self.pixel_format.startswith("yuv")
 
+    @property
+    def is_deep(self) -> bool:
+        """Whether it always stores more than 8 bits a channel."""
+        return self.pixel_format.endswith("10le")
 
-_MP4 = "use_metadata_tags"  # without it the muxer drops prompt and workflow
+
 _DEEP = "yuv420p10le"
 FORMATS = {
     row.id: row
     for row in (
-        VideoFormat(
-            "h264",
-            ("libx264", "h264"),
-            "mp4",
-            "mp4",
-            "yuv420p",
-            "aac",
-            19,
-            0.6,
-            deep_pixel_format=_DEEP,
-            movflags=_MP4,
-        ),
+        VideoFormat("h264", ("libx264", "h264"), 19, 0.6, deep_pixel_format=_DEEP),
         VideoFormat(
             "h265",
             ("libx265", "hevc"),
-            "mp4",
-            "mp4",
-            "yuv420p",
-            "aac",
             22,
             0.5,
-            {"x265-params": "log-level=error"},
             deep_pixel_format=_DEEP,
             codec_tag="hvc1",  # the tag that Apple's players ask for
-            movflags=_MP4,
+            options={"x265-params": "log-level=error"},
         ),
-        VideoFormat(
-            "av1",
-            ("libsvtav1",),
-            "mp4",
-            "mp4",
-            "yuv420p",
-            "aac",
-            28,
-            0.5,
-            {"preset": "6"},
-            deep_pixel_format=_DEEP,
-            movflags=_MP4,
-        ),
+        VideoFormat("av1", ("libsvtav1",), 28, 0.5, deep_pixel_format=_DEEP, options={"preset": "6"}),
         VideoFormat(
             "vp9",
             ("libvpx-vp9",),
-            "webm",
-            "webm",
-            "yuv420p",
-            "libopus",
             28,
             0.5,
-            {"row-mt": "1", "cpu-used": "4"},
+            container="webm",
+            extension="webm",
+            audio_encoder="libopus",
+            options={"b": "0", "row-mt": "1", "cpu-used": "4"},  # no bit rate: quality alone decides
         ),
         VideoFormat(
             "prores",
             ("prores_ks",),
-            "mov",
-            "mov",
-            "yuv422p10le",
-            "pcm_s16le",
             None,
             8.0,
-            {"profile": "3", "vendor": "apl0"},  # 3: 422 HQ
-            movflags=_MP4,
+            container="mov",
+            extension="mov",
+            pixel_format="yuv422p10le",
+            audio_encoder="pcm_s16le",
+            options={"profile": "3", "vendor": "apl0"},  # 422 HQ
         ),
-        VideoFormat("ffv1", ("ffv1",), "matroska", "mkv", "bgr0", "flac", None, 24.0, {"level": "3", "slicecrc": "1"}),
+        VideoFormat(
+            "ffv1",
+            ("ffv1",),
+            None,
+            24.0,
+            container="matroska",
+            extension="mkv",
+            pixel_format="bgr0",
+            audio_encoder="flac",
+            options={"level": "3", "slicecrc": "1"},
+        ),
     )
 }
 
@@ -176,9 +160,10 @@ def write_video(
         OSError: the file cannot be written (disk full, ...).
     """
     where = str(target) if isinstance(target, Path) else "the video"
-    movflags = f"{format.movflags}+faststart" if format.movflags and isinstance(target, Path) else format.movflags
     destination = str(target) if isinstance(target, Path) else target
-    options = {"movflags": movflags} if movflags else {}
+    # FFmpeg drops prompt and workflow without the first; the second opens the finished file again, by its name
+    options = {"movflags": "use_metadata_tags" + ("+faststart" if isinstance(target, Path) else "")}
+    options = options if format.container in ("mp4", "mov") else {}
     with _encoder_errors(format, where), av.open(destination, "w", format=format.container, options=options) as output:
         for key, value in (metadata or {}).items():
             output.metadata[key] = _json(value)
@@ -219,8 +204,6 @@ class _Picture:
         self.stream.height = clip.height + self.padding[0]
         self.stream.pix_fmt = self.pixel_format
         context = self.stream.codec_context
-        if format.id == "vp9":
-            context.bit_rate = 0  # quality alone decides
         if format.codec_tag:
             context.codec_tag = format.codec_tag
         context.color_primaries = context.color_trc = BT709
@@ -282,11 +265,11 @@ class _SoundTrack:
 
 
 @contextmanager
-def _encoder_errors(format: VideoFormat, where: str) -> Any:
+def _encoder_errors(format: VideoFormat, where: str) -> Iterator[None]:
     """Turns FFmpeg's errors into an OutputError that names the format; those of the system stay OSError."""
     try:
         yield
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         if isinstance(error, OSError) and not isinstance(error, ValueError):
             raise
         raise OutputError(

@@ -103,7 +103,9 @@ class WanCoreTextToVideo(io.ComfyNode):
         frames = geometry.require_frames(length) if length else geometry.frames_of(seconds, grid.frame_rate)
         chosen = geometry.choose_size(geometry.VIDEO_SIZES, size, (width, height), grid.multiple)
         rate = grid.frame_rate
-        show_on_node(cls.hidden.unique_id, f"{chosen[0]}x{chosen[1]}, {frames} frames at {rate}: {frames / rate:.2f} s")
+        show_on_node(
+            cls.hidden.unique_id, f"{chosen[0]}x{chosen[1]}, {frames} frames, {rate} fps, {frames / rate:.2f} s"
+        )
         return io.NodeOutput(empty_latent(grid, chosen, frames, batch_size))
 
 

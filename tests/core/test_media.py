@@ -120,6 +120,8 @@ def test_colours_are_bt709_and_say_so(format, tmp_path):
         context = container.streams.video[0].codec_context
         frame = next(container.decode(video=0))
         tags = (context.color_primaries, context.color_trc, context.colorspace, context.color_range)
+        if format.id == "prores":  # its stream has no field for the range, and FFmpeg 7 leaves it open
+            tags = (*tags[:3], tags[3] or video.LIMITED)
         assert tags == ((1, 1, 0, 2) if format.is_rgb else (1, 1, 1, 1))
     seen = frame.to_ndarray(format="rgb24").astype(float) if format.is_rgb else rgb_of_bt709(frame)
     middles = slice(PATCH // 2, None, PATCH)

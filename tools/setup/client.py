@@ -23,7 +23,7 @@ Json = dict[str, Any]
 TEXT_EVENT = 3  # binary message: a line of text that a node shows on itself
 
 
-class PromptRefused(Exception):
+class PromptRefusedError(Exception):
     """The server did not take the prompt. `node_errors`: {node id: what is wrong with its inputs}."""
 
     def __init__(self, answer: Json) -> None:
@@ -36,7 +36,7 @@ class PromptRefused(Exception):
         super().__init__("; ".join(details) or str(answer.get("error", answer)))
 
 
-class PromptFailed(Exception):
+class PromptFailedError(Exception):
     """A node failed while it ran."""
 
     def __init__(self, event: Json) -> None:
@@ -111,8 +111,8 @@ class Client:
         """Runs a prompt (API format) to its end. `workflow` is what the browser would save with the files.
 
         Raises:
-            PromptRefused: the server found fault with it before running it.
-            PromptFailed: a node failed.
+            PromptRefusedError: the server found fault with it before running it.
+            PromptFailedError: a node failed.
             TimeoutError: it took longer than `timeout` seconds.
         """
         return asyncio.run(asyncio.wait_for(self._run(prompt, workflow, on_progress), timeout))
@@ -147,7 +147,7 @@ class Client:
         except urllib.error.HTTPError as error:
             answer = error.read()
             if error.code == 400 and path == "/prompt":
-                raise PromptRefused(json.loads(answer)) from None
+                raise PromptRefusedError(json.loads(answer)) from None
             raise ConnectionError(f"{path} answered {error.code}: {answer[:200]!r}") from None
 
 
@@ -166,7 +166,7 @@ class _Follower:
         if data.get("prompt_id") != self._prompt_id:
             return False
         if kind in ("execution_error", "execution_interrupted"):
-            raise PromptFailed({"exception_message": "interrupted", **data})
+            raise PromptFailedError({"exception_message": "interrupted", **data})
         if kind == "executing":
             self._enter(data["node"] or "")
         elif kind == "progress":

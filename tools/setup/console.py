@@ -19,6 +19,7 @@ class Console:
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
         self._pending = False
+        self._last_progress = ""
 
     def say(self, text: str = "") -> None:
         """Prints a whole line."""
@@ -31,6 +32,14 @@ class Console:
             width = shutil.get_terminal_size().columns - 1
             print("\r" + f"    {text}"[:width].ljust(width), end="", flush=True)
             self._pending = True
+
+    def progress(self, text: str) -> None:
+        """Shows how far something is: the next replaces it on a terminal, and gets a line of its own elsewhere."""
+        if self._terminal:
+            self.activity(text)
+        elif text != self._last_progress:
+            print(f"    {text}", flush=True)
+        self._last_progress = text
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:

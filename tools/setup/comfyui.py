@@ -12,7 +12,7 @@ import re
 import shutil
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from .console import Console, SetupError
 from .pip import run_pip
@@ -112,6 +112,6 @@ def unpack(archive: Path, sha256: str, target: Path) -> None:
                 shutil.copyfileobj(content, output)
 
 
-def is_inside(path: Path) -> bool:
-    """Whether a relative path stays below the folder that it is joined to."""
-    return not path.is_absolute() and not path.drive and os.pardir not in path.parts and bool(path.parts)
+def is_inside(path: PurePath) -> bool:
+    """Whether a path stays below the folder that it is joined to."""
+    return not path.anchor and os.pardir not in path.parts and bool(path.parts)

@@ -111,7 +111,7 @@ class Environment:
         probed = self._probe()
         if not probed or not self._works("-m", "pip", "--version"):
             with self._console.step(f"Python {sys.version.split()[0]} environment in {self.folder}"):
-                if self._stamp() and not probed and os.path.lexists(self.python):
+                if (self.folder / STAMP).is_file() and not probed and os.path.lexists(self.python):
                     shutil.rmtree(self.folder)  # ours, but its Python is gone: nothing in it runs any more
                 make_folder(self.folder)
                 self._write_stamp(self._stamp())

@@ -21,7 +21,7 @@ from setup.client import Client, Progress, PromptFailedError, PromptRefusedError
 from setup.console import Console, SetupError, seconds
 from setup.places import ROOT, cache_folder
 from setup.server import Launch, arguments_for, link_pack, serve
-from workflow_api import to_prompt
+from workflow_api import set_widget, to_prompt
 
 WORKFLOW = ROOT / "workflows" / "Wan 2.2 Text to Video.json"
 
@@ -52,20 +52,14 @@ def pocket_models(base: Path) -> Path:
     return models
 
 
-def change(prompt: dict[str, Any], values: Mapping[str, Mapping[str, Any]]) -> None:
-    """Sets inputs of a prompt in API format: values = {node type: {input: value}}.
-
-    Raises:
-        KeyError: the prompt has no such node or input.
-    """
-    for node_type, inputs in values.items():
-        nodes = [node for node in prompt.values() if node["class_type"] == node_type]
-        for name, value in inputs.items():
-            targets = [node for node in nodes if name in node["inputs"]]
-            if not targets:
-                raise KeyError(f"{node_type}.{name}")
-            for node in targets:
-                node["inputs"][name] = value
+def configure(workflow: dict[str, Any], options: argparse.Namespace, nodes: Mapping[str, Any]) -> None:
+    """Sets the widgets that a user would set: on the front of the template, and width and height inside it."""
+    front = {"prompt": options.prompt, "size": "custom", "seconds": options.seconds, "seed": options.seed}
+    for name, value in front.items():
+        set_widget(workflow, WORKFLOW.stem, name, value)
+    for side, pixels in zip(("width", "height"), options.size.split("x"), strict=True):
+        for inside in workflow["definitions"]["subgraphs"]:
+            set_widget(inside, "WanCoreTextToVideo", side, int(pixels), dict(nodes))
 
 
 class Reporter:
@@ -110,13 +104,8 @@ def make_clip(console: Console, client: Client, options: argparse.Namespace) -> 
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     nodes = client.get("/object_info")
     titles = {name: node["display_name"] or name for name, node in nodes.items()}
+    configure(workflow, options, nodes)
     prompt = to_prompt(workflow, nodes)
-    width, height = (int(side) for side in options.size.split("x"))
-    change(prompt, {
-        "WanCoreTextEncode": {"prompt": options.prompt},
-        "WanCoreTextToVideo": {"size": "custom", "width": width, "height": height, "seconds": options.seconds},
-        "WanCoreKSampler": {"seed": options.seed},
-    })  # fmt: skip
     result = client.run(prompt, workflow=workflow, on_progress=Reporter(console, titles))
     saved = result.files()[-1]
     file = options.output / saved["subfolder"] / saved["filename"]

@@ -73,15 +73,13 @@ class Reporter:
         now = time.monotonic()
         if moment.node_id != self._node:
             self._node, self._since, self._text = moment.node_id, now, ""
-        self._text = moment.text or self._text
-        title = self._titles.get(moment.node_type, moment.node_type)
-        parts = [title]
-        if moment.value:
+        self._text = moment.text.rstrip().rpartition("\n")[2] or self._text
+        how_far = self._text  # what the node says itself; the sampler says step, expert and seconds left
+        if moment.value and not how_far:
             left = (moment.maximum - moment.value) * (now - self._since) / moment.value
-            parts += [f"step {moment.value:.0f} of {moment.maximum:.0f}", f"{seconds(left)} left"]
-        if self._text:
-            parts.insert(1, self._text)
-        self._console.progress(", ".join(parts))
+            how_far = f"{moment.value:.0f} of {moment.maximum:.0f}, {seconds(left)} left"
+        title = self._titles.get(moment.node_type, moment.node_type)
+        self._console.progress(f"{title}: {how_far}" if how_far else title)
 
 
 def report(console: Console, file: Path, result: Result, prompt: Mapping[str, Any], titles: Mapping[str, str]) -> None:

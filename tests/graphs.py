@@ -35,8 +35,9 @@ class Nodes:
 def default_of(kind: Any, settings: Mapping[str, Any] | None = None) -> Any:
     """The default of a widget as /object_info describes it; None for a socket."""
     settings = settings or {}
-    choices = kind if isinstance(kind, list) else settings.get("options") or [] if kind == "COMBO" else []
-    return settings.get("default", choices[0] if choices else "" if kind == "STRING" else None)
+    choices = kind if isinstance(kind, list) else settings.get("options", []) if "COMBO" in kind else []
+    first = choices[0] if choices else "" if kind == "STRING" else None
+    return settings.get("default", first["key"] if isinstance(first, dict) else first)
 
 
 def text_to_video(nodes: Nodes, *, models: Prompt | None = None, prefix: str = "test", **sampler: Any) -> Prompt:

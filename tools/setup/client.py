@@ -169,11 +169,9 @@ class _Follower:
             raise PromptFailedError({"exception_message": "interrupted", **data})
         if kind == "executing":
             self._enter(data["node"] or "")
+            self.ended = data["node"] is None  # comes last, when the history has the outputs
         elif kind == "progress":
             self._tell(data["node"], value=data["value"], maximum=data["max"])
-        self.ended = kind == "execution_success"
-        if self.ended:
-            self._enter("")
         return self.ended
 
     def binary(self, data: bytes) -> None:

@@ -1,0 +1,143 @@
+"""Chromium from the system's packages, driven by Playwright, in front of real ComfyUI servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_pocket import make_pocket
+from playwright.sync_api import Browser, Page, sync_playwright
+from setup.comfyui import DEFAULT_VERSION
+from setup.places import ROOT, cache_folder
+from setup.server import Launch, Server, link_pack, serve
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+READY = "() => window.app?.graph && window.app.canvas && Object.keys(LiteGraph.registered_node_types).length > 300"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("browser")
+
+
+@pytest.fixture(scope="session")
+def artefacts() -> Path:
+    """Where screenshots and server logs are kept."""
+    folder = ROOT / "tests" / "artefacts"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    names = [os.environ.get("CHROMIUM", ""), *BROWSERS]
+    chromium = next((path for path in map(shutil.which, names) if path), None)
+    if chromium is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed, and CHROMIUM does not name one")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def without_models(tmp_path_factory: pytest.TempPathFactory, artefacts: Path) -> Iterator[Server]:
+    """A server whose models folder is empty."""
+    with serve(_launch(tmp_path_factory.mktemp("empty")), artefacts / "browser-empty.log") as server:
+        _settle(server)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def with_models(tmp_path_factory: pytest.TempPathFactory, artefacts: Path) -> Iterator[Server]:
+    """A server with the miniature weights under their published names."""
+    base = tmp_path_factory.mktemp("pocket")
+    make_pocket(base / "models")
+    with serve(_launch(base), artefacts / "browser-pocket.log") as server:
+        _settle(server)
+        yield server
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a user who was never here before."""
+    context = browser.new_context(viewport={"width": 1680, "height": 1000})
+    yield context.new_page()
+    context.close()
+
+
+def _launch(base: Path) -> Launch:
+    comfyui = Path(os.environ.get("COMFYUI_PATH") or cache_folder() / f"ComfyUI-{DEFAULT_VERSION}")
+    link_pack(base)
+    return Launch(comfyui, Path(sys.executable), base, ("--cpu",))
+
+
+def _settle(server: Server) -> None:
+    """Tells the front end that its tour was taken, so that no dialog opens by itself."""
+    settings = json.dumps({"Comfy.TutorialCompleted": True}).encode()
+    headers = {"Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(f"{server.address}/settings", settings, headers)).close()
+
+
+class Editor:
+    """The graph editor in a page, as a user handles it."""
+
+    def __init__(self, page: Page, server: Server) -> None:
+        self.page, self.server = page, server
+        page.goto(server.address)
+        page.wait_for_function(READY, timeout=120_000)
+
+    def open_template(self, title: str) -> None:
+        """Opens a template of this pack from the Templates dialog."""
+        self.page.get_by_role("button", name="Templates").first.click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_test_id("template-workflows-content").wait_for()
+        dialog.get_by_text("WanCore").first.click()
+        dialog.get_by_test_id(f"template-workflow-{title}").click()
+        dialog.wait_for(state="hidden")
+        self.page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'WanCoreSaveVideo' "
+                                    "|| node.type === 'SaveImage')")  # fmt: skip
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Loads a workflow as if its file was opened."""
+        self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+
+    def drop(self, file: str) -> None:
+        """Drops a file of the server's output folder, given by its address, on the canvas."""
+        self.page.evaluate(
+            """async address => {
+                const bytes = await (await fetch(address)).blob()
+                const carried = new DataTransfer()
+                carried.items.add(new File([bytes], 'clip.mp4', {type: 'video/mp4'}))
+                const place = {clientX: 300, clientY: 800, bubbles: true, cancelable: true, dataTransfer: carried}
+                document.querySelector('#graph-canvas').dispatchEvent(new DragEvent('drop', place))
+            }""",
+            file,
+        )
+
+    def prompt(self) -> dict[str, Any]:
+        """What the front end would send now if Run were pressed."""
+        return self.page.evaluate("async () => JSON.parse(JSON.stringify((await app.graphToPrompt()).output))")
+
+    def graph(self) -> dict[str, Any]:
+        """The workflow as the front end would save it."""
+        return self.page.evaluate("() => JSON.parse(JSON.stringify(app.rootGraph.serialize()))")
+
+    def missing_nodes(self) -> list[str]:
+        """Types of nodes in the graph and its subgraphs that the front end does not know."""
+        return self.page.evaluate(
+            """() => [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap(graph => graph.nodes)
+                .map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types))"""
+        )

@@ -12,18 +12,18 @@ from ..comfy_host import import_comfy
 
 import_comfy()
 
-import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
-from comfy_api.latest import io  # noqa: E402
-from wancore.nodes.bridge.decode import decode_clips  # noqa: E402
-from wancore.nodes.bridge.vae import load_vae  # noqa: E402
-from wancore.nodes.decode import WanCoreVAEDecode  # noqa: E402
-from wancore.pocket import family  # noqa: E402
-from wancore.wan_core.errors import InputError, WrongModelError  # noqa: E402
+import comfy.sd
+import comfy.utils
+from comfy_api.latest import io
+from wancore.nodes.bridge.decode import decode_clips
+from wancore.nodes.bridge.vae import load_vae
+from wancore.nodes.decode import WanCoreVAEDecode
+from wancore.pocket import family
+from wancore.wan_core.errors import InputError, WrongModelError
 
-import nodes as native_nodes  # noqa: E402
+import nodes as native_nodes
 
-from .native import LargestFloat, native_vae_on_meta, run  # noqa: E402
+from .native import LargestFloat, native_vae_on_meta, run
 
 FRAMES, HEIGHT, WIDTH = 9, 32, 48  # of latent_of(3, 4, 6)
 

@@ -11,15 +11,15 @@ from ..comfy_host import import_comfy
 
 import_comfy()
 
-import comfy.latent_formats  # noqa: E402
-import comfy.sample  # noqa: E402
-import execution  # noqa: E402
-from wancore.nodes.latents import WanCoreTextToImage, WanCoreTextToVideo  # noqa: E402
-from wancore.wan_core.errors import InputError, WrongModelError  # noqa: E402
+import comfy.latent_formats
+import comfy.sample
+import execution
+from wancore.nodes.latents import WanCoreTextToImage, WanCoreTextToVideo
+from wancore.wan_core.errors import InputError, WrongModelError
 
-import nodes as native_nodes  # noqa: E402
+import nodes as native_nodes
 
-from .native import native_vae_on_meta, run  # noqa: E402
+from .native import native_vae_on_meta, run
 
 CUSTOM = {"size": "custom", "width": 848, "height": 496}
 VIDEO = {"size": "480p 16:9 (832x480)", "seconds": 5.0, "length": 0, "batch_size": 1, "width": 832, "height": 480}

@@ -17,16 +17,16 @@ from ..comfy_host import import_comfy
 
 import_comfy()
 
-import comfy.model_management  # noqa: E402
-import folder_paths  # noqa: E402
-from comfy.cli_args import args  # noqa: E402
-from comfy_api.latest import Input, InputImpl, Types, io  # noqa: E402
-from comfy_extras.nodes_video import GetVideoComponents, SaveVideo, VideoSlice  # noqa: E402
-from wancore.nodes.bridge.video import FrameVideo  # noqa: E402
-from wancore.nodes.save import WanCoreSaveVideo  # noqa: E402
-from wancore.wan_core.errors import InputError, OutputError  # noqa: E402
+import comfy.model_management
+import folder_paths
+from comfy.cli_args import args
+from comfy_api.latest import Input, InputImpl, Types, io
+from comfy_extras.nodes_video import GetVideoComponents, SaveVideo, VideoSlice
+from wancore.nodes.bridge.video import FrameVideo
+from wancore.nodes.save import WanCoreSaveVideo
+from wancore.wan_core.errors import InputError, OutputError
 
-from .native import LargestFloat, run  # noqa: E402
+from .native import LargestFloat, run
 
 PROMPT = {"1": {"class_type": "WanCoreSaveVideo", "inputs": {"filename_prefix": "ü \U0001f98a"}}}
 WORKFLOW = {"nodes": [{"id": 1}], "version": 0.4}

@@ -10,18 +10,18 @@ from ..comfy_host import import_comfy
 
 import_comfy()
 
-import comfy.sd  # noqa: E402
-import comfy.text_encoders.wan  # noqa: E402
-from comfy import sd1_clip  # noqa: E402
-from wancore.nodes.bridge.text_encoder import load_text_encoder  # noqa: E402
-from wancore.nodes.text import WanCoreTextEncode  # noqa: E402
-from wancore.pocket import family  # noqa: E402
-from wancore.wan_core.errors import WrongModelError  # noqa: E402
-from wancore.wan_core.prompts import NEGATIVE  # noqa: E402
+import comfy.sd
+import comfy.text_encoders.wan
+from comfy import sd1_clip
+from wancore.nodes.bridge.text_encoder import load_text_encoder
+from wancore.nodes.text import WanCoreTextEncode
+from wancore.pocket import family
+from wancore.wan_core.errors import WrongModelError
+from wancore.wan_core.prompts import NEGATIVE
 
-import nodes as native_nodes  # noqa: E402
+import nodes as native_nodes
 
-from .native import run  # noqa: E402
+from .native import run
 
 PROMPT = "a red circle moves to the right"
 SMALL = {"d_model": 256, "d_ff": 512, "d_kv": 64, "num_heads": 4, "num_layers": 3, "vocab_size": family.VOCABULARY}

@@ -155,8 +155,7 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     """
     checkpoint = inspect(path)
     check_model_file(checkpoint)
-    sd, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    sd = _official(sd, checkpoint, metadata)
+    sd = _official(*_tensors(checkpoint), checkpoint)
     config = WanConfig(checkpoint)
     config.quant_config = comfy.utils.detect_layer_quantization(sd, "")
     _set_dtypes(config, sd, dtype)
@@ -168,7 +167,8 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     patcher = patcher_class(model, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    model.load_model_weights(sd, "", assign=patcher.is_dynamic())  # mapped from the file where ComfyUI maps
+    # Mapped from the file where ComfyUI maps; blocks cannot be copied into plain tensors.
+    model.load_model_weights(sd, "", assign=checkpoint.in_blocks or patcher.is_dynamic())
     patcher.cached_patcher_init = (partial(load_model, dtype=dtype), (str(path),))
     logging.info("Wan: %s loaded as %s", checkpoint.name, checkpoint.family.title)
     return patcher
@@ -192,7 +192,16 @@ def _expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
-def _official(sd: dict[str, Tensor], checkpoint: Checkpoint, metadata: Any) -> dict[str, Tensor]:
+def _tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of the file, mapped where ComfyUI maps, and its metadata."""
+    if checkpoint.in_blocks:
+        from .gguf import load_tensors  # needs comfy-kitchen's tensors: only with such a file
+
+        return load_tensors(str(checkpoint.path)), {}
+    return comfy.utils.load_torch_file(str(checkpoint.path), return_metadata=True)
+
+
+def _official(sd: dict[str, Tensor], metadata: Any, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Official names, without the tensors of other models; old scaled fp8 in ComfyUI's present form."""
     prefix = checkpoint.prefix
     sd, _ = comfy.utils.convert_old_quants(sd, prefix, metadata=metadata or {})

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import WeightsFileError
+from .gguf import read_gguf
 from .header import DOWNLOAD_AGAIN, LENGTH_BYTES, Header, read_safetensors
 
 PEEK = 512  # bytes
@@ -38,13 +39,12 @@ REFUSALS: dict[str, tuple[str, str]] = {  # container: (what it is, what to do)
     "zip": ("a zip archive, as PyTorch writes pickles (.pt, .pth, .ckpt)", SAFETENSORS_INSTEAD),
     "archive": ("a packed archive", "Unpack it and give the .safetensors file inside"),
     "pickle": ("a Python pickle (.pt, .pth, .ckpt)", SAFETENSORS_INSTEAD),
-    "gguf": ("a GGUF file", "Take the .safetensors file of the same model; GGUF is not read yet"),
     "json": ("a JSON text", "Give the .safetensors file beside it, or download it again if this should be the weights"),
     "text": ("a text", THE_FILE_ITSELF),
     "unknown": ("no format that holds weights", DOWNLOAD_AGAIN),
 }
 
-READERS: dict[str, Callable[[Path, int], Header]] = {"safetensors": read_safetensors}
+READERS: dict[str, Callable[[Path, int], Header]] = {"safetensors": read_safetensors, "gguf": read_gguf}
 
 
 def container_of(path: Path) -> tuple[str, int]:

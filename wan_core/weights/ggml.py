@@ -163,6 +163,7 @@ TYPES: dict[int, GgmlType] = {
     23: GgmlType("IQ4_XS", SUPER, 136, _iq4_xs),
 }
 BY_NAME: dict[str, GgmlType] = {kind.name: kind for kind in TYPES.values()}
+BLOCK_TYPES = frozenset(kind.name for kind in TYPES.values() if kind.decode is not None)
 
 
 def dequantize(packed: Tensor, kind: GgmlType, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import WeightsFileError
 from .ggml import TYPES, GgmlType
+from .header import Header, TensorEntry
 
 MAGIC = b"GGUF"
 MAX_HEADER = 100 * 2**20  # bytes; a tokenizer of 256,000 pieces takes about 8 MiB
@@ -160,12 +161,19 @@ def _tensors(cursor: _Cursor, count: int, alignment: int, size: int) -> dict[str
             raise _BrokenHeaderError(
                 f"tensor {name!r} ends {data + offset + nbytes - size} bytes behind the end of the file"
             )
-        out[name] = GgufTensor(name, shape, kind, data + offset, nbytes)
+        out[name] = GgufTensor(name, _as_in_the_model(name, shape), kind, data + offset, nbytes)
     ordered = sorted(out.values(), key=lambda tensor: tensor.start)
     for before, after in itertools.pairwise(ordered):
         if before.start + before.nbytes > after.start:
             raise _BrokenHeaderError(f"tensors {before.name!r} and {after.name!r} overlap")
     return out
+
+
+def _as_in_the_model(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The format ends at four dimensions, so converters drop the frame axis, of size 1, of a 3-D convolution."""
+    if name.endswith("patch_embedding.weight") and len(shape) == 4:
+        return (*shape[:2], 1, *shape[2:])
+    return shape
 
 
 def _parse(data: mmap.mmap | bytes, size: int, path: Path) -> GgufHeader:
@@ -236,3 +244,18 @@ def numbers(header: GgufHeader, key: str) -> tuple[int | float | bool, ...]:
     with header.path.open("rb") as file:
         file.seek(array.start)
         return struct.unpack(form, file.read(struct.calcsize(form)))
+
+
+def read_gguf(path: Path, size: int) -> Header:
+    """Returns the header in the form of every container, shapes as the model has them.
+
+    Raises:
+        WeightsFileError: as read_header.
+    """
+    header = read_header(path)
+    tensors = {
+        name: TensorEntry(tensor.kind.name, tensor.shape, tensor.start, tensor.start + tensor.nbytes)
+        for name, tensor in header.tensors.items()
+    }
+    texts = {key: value for key, value in header.metadata.items() if isinstance(value, str)}
+    return Header(path, tensors, texts)

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..config import TransformerConfig
 from ..errors import WeightsFileError
 from ..tasks import TASKS, Task
+from . import ggml
 from .container import read_header
 from .families import DIFFUSION_MODEL, FILES, KIND_TITLES, TEXT_ENCODER, TRUNKS, UNKNOWN, VAE, Family
 from .header import DOWNLOAD_AGAIN, Header, TensorEntry
@@ -31,7 +32,7 @@ class Checkpoint:
     prefix: str = ""  # before every official name
     config: TransformerConfig | None = None  # of a Wan transformer
     expert: str | None = None  # "high", "low"; from the name only: the tensors of both experts look alike
-    precision: str = "bf16"  # of most matrices: fp32, fp16, bf16, fp8_e4m3fn, fp8_e5m2, int8, or packed
+    precision: str = "bf16"  # of most matrices: fp32, fp16, bf16, fp8_e4m3fn, fp8_e5m2, int8, packed, or a GGUF type
     quantised: str = ""  # "" plain, "scaled_fp8" (one scale per layer), "comfy_quant", "unmarked" scales
 
     @property
@@ -59,6 +60,11 @@ class Checkpoint:
     @property
     def metadata(self) -> Mapping[str, str]:
         return self.header.metadata
+
+    @property
+    def in_blocks(self) -> bool:
+        """A GGUF file, whose matrices are blocks of packed numbers."""
+        return any(entry.dtype in ggml.BLOCK_TYPES for entry in self.header.tensors.values())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -133,6 +139,8 @@ def _precision(tensors: Mapping[str, TensorEntry]) -> str:
         if len(entry.shape) > 1:
             counts[entry.dtype] += entry.count
     dtype = counts.most_common(1)[0][0] if counts else "BF16"
+    if dtype in ggml.BLOCK_TYPES:
+        return dtype
     return FLOATS.get(dtype, "int8" if dtype == "I8" else "packed")
 
 

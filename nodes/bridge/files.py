@@ -8,10 +8,29 @@ import folder_paths
 
 from ...wan_core.errors import WeightsFileError
 
+GGUF = ".gguf"
+WITH_GGUF = ("diffusion_models",)  # folders whose GGUF files the pack's loaders take
+
 
 def choices(folder: str) -> list[str]:
     """File names of a models folder ("diffusion_models", "text_encoders", "vae", "loras"...), with sub-folders."""
-    return list(folder_paths.get_filename_list(folder))
+    return list(folder_paths.get_filename_list(_listed(folder)))
+
+
+def _listed(folder: str) -> str:
+    """The name under which ComfyUI lists the folder for us.
+
+    ComfyUI lists no GGUF, and its own loaders cannot read it: a second entry over the same paths lists it for the
+    pack alone. The list of paths is shared, so that paths added later count here too.
+    """
+    if folder not in WITH_GGUF:
+        return folder
+    name = f"wancore_{folder}"
+    paths, extensions = folder_paths.folder_names_and_paths[folder]
+    known = folder_paths.folder_names_and_paths.get(name)
+    if known is None or known[0] is not paths:
+        folder_paths.folder_names_and_paths[name] = (paths, {*extensions, GGUF})
+    return name
 
 
 def path_of(folder: str, name: str) -> str:
@@ -20,7 +39,7 @@ def path_of(folder: str, name: str) -> str:
     Raises:
         WeightsFileError: there is no such file in that folder.
     """
-    path = folder_paths.get_full_path(folder, name)
+    path = folder_paths.get_full_path(_listed(folder), name)
     if path is None:
         raise WeightsFileError(
             "The file is not there",

@@ -6,26 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from ..comfy_host import import_comfy
+from wancore.tests.comfy_host import import_comfy
 
 import_comfy()
 
 import comfy.model_management
 from comfy_kitchen.tensor.base import QuantizedTensor
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from make_pocket import build, family
 from safetensors.torch import save_file
 from wancore.nodes.bridge.model import load_model
-from wancore.pocket import family
-
-from ..pocket_files import build_member
 
 TYPES = ["Q8_0", "Q4_0", "Q5_1"]
 
 
 def write_pair(folder: Path, kind: str) -> tuple[Path, Path]:
     """The high expert of the miniature family, its block matrices quantised: as GGUF, and decoded as safetensors."""
-    weights = build_member(family.T2V_HIGH)
+    weights = build(family.T2V_HIGH, fp8=False)
     number = GGMLQuantizationType[kind]
     writer, decoded = GGUFWriter(folder / "high.gguf", "wan"), {}
     for name, weight in weights.items():

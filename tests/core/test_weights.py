@@ -121,7 +121,6 @@ WRONG_KINDS = {
     "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14294743040\n", "git-lfs"),
     "zip pickle": (b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl" + b"\x00" * 64, "pickle"),
     "old pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "pickle"),
-    "gguf": (b"GGUF\x03\x00\x00\x00" + b"\x00" * 32, "GGUF"),
     "empty": (b"", "empty"),
     "zeros": (b"\x00" * 4096, "never finished"),
     "json": (b'{"error": "Access to model is restricted"}', "JSON"),

@@ -15,14 +15,14 @@ VAE = "wan_2.1_vae.safetensors"
 
 
 @pytest.fixture
-def graph(defaults) -> dict[str, Any]:
+def graph(nodes) -> dict[str, Any]:
     """Two noiseless clips of one second, decoded and saved."""
     size = {"size": "custom", "width": 64, "height": 48, "seconds": 1.0}
     return {
-        "1": defaults("VAELoader", vae_name=VAE),
-        "2": defaults("WanCoreTextToVideo", vae=["1", 0], batch_size=2, **size),
-        "3": defaults("WanCoreVAEDecode", latent=["2", 0], vae=["1", 0]),
-        "4": defaults("WanCoreSaveVideo", video=["3", 0], filename_prefix="media/Wan"),
+        "1": nodes("VAELoader", vae_name=VAE),
+        "2": nodes("WanCoreTextToVideo", vae=["1", 0], batch_size=2, **size),
+        "3": nodes("WanCoreVAEDecode", latent=["2", 0], vae=["1", 0]),
+        "4": nodes("WanCoreSaveVideo", video=["3", 0], filename_prefix="media/Wan"),
     }
 
 
@@ -41,20 +41,20 @@ def test_a_batch_becomes_one_file_each(client: Client, graph, base):
             assert json.loads(container.metadata["prompt"]).keys() == graph.keys()
 
 
-def test_images_linked_after_a_run_are_there(client: Client, graph, defaults):
+def test_images_linked_after_a_run_are_there(client: Client, graph, nodes):
     client.run(graph)
-    linked = {**graph, "5": defaults("PreviewImage", images=["3", 1])}
+    linked = {**graph, "5": nodes("PreviewImage", images=["3", 1])}
     assert len(client.run(linked).outputs["5"]["images"]) == 34
     again = client.run(linked)
     assert "3" not in again.seconds, "the decoded frames come from the cache"
 
 
-def test_native_video_nodes_take_the_video(client: Client, graph, defaults, base):
-    graph["4"] = defaults("SaveVideo", video=["3", 0], filename_prefix="native/Wan")
+def test_native_video_nodes_take_the_video(client: Client, graph, nodes, base):
+    graph["4"] = nodes("SaveVideo", video=["3", 0], filename_prefix="native/Wan")
     graph["4"]["inputs"]["codec"] = "auto"
-    graph["5"] = defaults("GetVideoComponents", video=["3", 0])
-    graph["6"] = defaults("CreateVideo", images=["5", 0], fps=["5", 2])
-    graph["7"] = defaults("WanCoreSaveVideo", video=["6", 0], filename_prefix="native/Again", format="vp9")
+    graph["5"] = nodes("GetVideoComponents", video=["3", 0])
+    graph["6"] = nodes("CreateVideo", images=["5", 0], fps=["5", 2])
+    graph["7"] = nodes("WanCoreSaveVideo", video=["6", 0], filename_prefix="native/Again", format="vp9")
     files = paths(base, client.run(graph).files())
     assert sorted(path.suffix for path in files) == [".mp4", ".mp4", ".webm", ".webm"]
     for path in files:
@@ -79,8 +79,8 @@ def test_bad_input_is_refused_on_its_node_before_the_run(client: Client, graph, 
     assert remedy in str(caught.value)
 
 
-def test_another_models_vae_is_refused_on_the_decode_node(client: Client, graph, defaults):
-    graph["8"] = defaults("VAELoader", vae_name="pixel_space")
+def test_another_models_vae_is_refused_on_the_decode_node(client: Client, graph, nodes):
+    graph["8"] = nodes("VAELoader", vae_name="pixel_space")
     graph["3"]["inputs"]["vae"] = ["8", 0]
     with pytest.raises(PromptFailedError) as caught:
         client.run(graph)

@@ -78,6 +78,17 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
+def workflow_of(title: str) -> dict[str, Any]:
+    """A bundled workflow."""
+    return json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
+
+
+def host_of(graph: dict[str, Any]) -> dict[str, Any]:
+    """The top-level node that holds the subgraph."""
+    subgraphs = {entry["id"] for entry in graph["definitions"]["subgraphs"]}
+    return next(node for node in graph["nodes"] if node["type"] in subgraphs)
+
+
 def _launch(base: Path) -> Launch:
     comfyui = Path(os.environ.get("COMFYUI_PATH") or cache_folder() / f"ComfyUI-{DEFAULT_VERSION}")
     link_pack(base)
@@ -107,8 +118,7 @@ class Editor:
         dialog.get_by_text("WanCore").first.click()
         dialog.get_by_test_id(f"template-workflow-{title}").click()
         dialog.wait_for(state="hidden")
-        self.page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'WanCoreSaveVideo' "
-                                    "|| node.type === 'SaveImage')")  # fmt: skip
+        self.page.wait_for_function("title => app.graph.nodes.some(node => node.subgraph?.name === title)", arg=title)
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Loads a workflow as if its file was opened."""

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
-from setup.places import ROOT
+from playwright.sync_api import Page
 from setup.server import Server
 
-from .conftest import Editor
+from .conftest import Editor, host_of, workflow_of
 
 TITLES = ("Wan 2.2 Text to Video", "Wan 2.2 Text to Image")
-RUN_TIMEOUT = 1_800_000  # milliseconds for a clip of the full size on two slow cores
-ENDED = "() => document.querySelector('video')?.readyState >= 2 || app.lastExecutionError || app.lastNodeErrors"
-
-
-def workflow_of(title: str) -> dict[str, Any]:
-    return json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
 
 
 def models_of(workflow: dict[str, Any]) -> list[dict[str, str]]:
     """Every file that the workflow says it needs."""
     graphs = [workflow, *workflow["definitions"]["subgraphs"]]
     return [model for graph in graphs for node in graph["nodes"] for model in node["properties"].get("models", [])]
-
-
-def host_of(graph: dict[str, Any]) -> dict[str, Any]:
-    subgraphs = {entry["id"] for entry in graph["definitions"]["subgraphs"]}
-    return next(node for node in graph["nodes"] if node["type"] in subgraphs)
 
 
 @pytest.mark.parametrize("title", TITLES)
@@ -71,44 +58,3 @@ def test_the_file_is_what_the_front_end_saves(page: Page, with_models: Server, t
     for node in file["definitions"]["subgraphs"][0]["nodes"]:
         assert inner[node["id"]]["widgets_values"] == node["widgets_values"], node["type"]
         assert inner[node["id"]]["size"] == node["size"], f"{node['type']} is too small for its widgets"
-
-
-@pytest.mark.slow
-class TestRun:
-    """Press Run with no widget touched; drop the clip on an empty canvas afterwards."""
-
-    @pytest.fixture(scope="class")
-    def finished(self, browser: Browser, with_models: Server, artefacts: Path) -> Editor:
-        """The editor after the run."""
-        page = browser.new_page(viewport={"width": 1680, "height": 1000})
-        editor = Editor(page, with_models)
-        editor.open_template(TITLES[0])
-        page.get_by_test_id("queue-button").click()
-        page.wait_for_function(
-            f"() => ({VIDEO})() || app.lastExecutionError || app.lastNodeErrors", timeout=RUN_TIMEOUT
-        )
-        page.wait_for_timeout(1000)  # the player lays itself out
-        page.screenshot(path=artefacts / "text-to-video.png")
-        return editor
-
-    def test_the_video_shows_on_the_save_node(self, finished: Editor) -> None:
-        state = finished.page.evaluate(
-            """() => { const video = document.querySelector('video')
-                return video && [video.videoWidth, video.videoHeight, video.duration] }"""
-        )
-        problem = finished.page.evaluate("() => app.lastExecutionError?.exception_message ?? app.lastNodeErrors")
-        assert state, problem
-        assert state[:2] == [832, 480]
-        assert state[2] == pytest.approx(81 / 16, abs=0.01)
-
-    def test_dropping_the_clip_restores_the_graph(self, finished: Editor, with_models: Server, page: Page) -> None:
-        address = finished.page.evaluate("() => document.querySelector('video').src")
-        editor = Editor(page, with_models)
-        page.evaluate("() => app.rootGraph.clear()")
-        editor.drop(address)
-        page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'WanCoreSaveVideo')")
-        file = workflow_of(TITLES[0])
-        restored = editor.graph()
-        assert editor.missing_nodes() == []
-        assert [node["type"] for node in restored["nodes"]] == [node["type"] for node in file["nodes"]]
-        assert host_of(restored)["widgets_values"] == host_of(file)["widgets_values"]  # the seed of that run too

@@ -125,8 +125,8 @@ class Graph:
         return node
 
     def _define(self, node: Node) -> None:
-        node.definition = self.library.object_info[node.type]
-        widgets = read_widgets(node.definition, node.saved.get("widgets_values"))
+        node.definition = definition = self.library.object_info[node.type]
+        widgets = read_widgets(definition, node.saved.get("widgets_values"))
         sockets = [spec for spec in widgets.specs if not spec.is_widget and spec.type != "COMFY_AUTOGROW_V3"]
         sockets += [spec for spec in widgets.specs if spec.is_widget and not spec.options.get("socketless")]
         node.inputs = _merged([Slot(spec.name, spec.type) for spec in sockets], node.saved)
@@ -168,9 +168,6 @@ def _merged(defined: list[Slot], saved: Json) -> list[Slot]:
     return slots
 
 
-# --- promoted widgets ---------------------------------------------------------------------------------------------
-
-
 def _source(host: Node, border: Json) -> tuple[Node, str] | None:
     """The inner node and the name of its widget that the subgraph's input `border` feeds first."""
     assert host.inner is not None
@@ -196,7 +193,7 @@ def _promote(host: Node) -> None:
 def _apply_legacy_promotions(host: Node) -> None:
     """Older files list promoted widgets as [inner node, widget] pairs, and the host's values in that order."""
     assert host.inner is not None
-    pairs = (host.saved.get("properties") or {}).get("proxyWidgets") or ()
+    pairs: list[Any] = (host.saved.get("properties") or {}).get("proxyWidgets") or []
     for (identity, name, *_), value in zip(pairs, host.saved.get("widgets_values") or (), strict=False):
         if value is None:
             continue
@@ -209,9 +206,6 @@ def _apply_legacy_promotions(host: Node) -> None:
             host.inner.spread(inner)
         elif inner and name in inner.values:
             inner.values[name] = value
-
-
-# --- following links ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -276,9 +270,6 @@ def _fits(one: str, other: str) -> bool:
     return not set(one.lower().split(",")).isdisjoint(other.lower().split(","))
 
 
-# --- what callers use ---------------------------------------------------------------------------------------------
-
-
 def to_prompt(workflow: Json, object_info: Json) -> Json:
     """The API prompt {node id: {inputs, class_type, _meta}} of a saved workflow.
 
@@ -313,16 +304,18 @@ def set_widget(workflow: Json, node: str | int, name: str, value: Any, object_in
             break
     else:
         raise WorkflowError(f"No node {node!r} at the top level of the workflow.")
+    values = entry.get("widgets_values") or []
+    definition = (object_info or {}).get(entry["type"])
     if subgraph:
         slots = list(_promoted_slots(subgraph))
         positions = {slot[key]: place for key in ("label", "name") for place, slot in enumerate(slots) if key in slot}
-    elif entry["type"] in (object_info or {}):
-        positions = read_widgets(object_info[entry["type"]], entry.get("widgets_values")).positions  # type: ignore[index]
+    elif definition:
+        positions = read_widgets(definition, values).positions
     else:
         raise WorkflowError(f"Setting a widget of {node!r} needs the server's definition of {entry['type']!r}.")
-    if positions.get(name, len(entry.get("widgets_values") or ())) >= len(entry.get("widgets_values") or ()):
+    if positions.get(name, len(values)) >= len(values):
         raise WorkflowError(f"Node {node!r} has no saved widget {name!r}; it has {sorted(positions)}.")
-    entry["widgets_values"][positions[name]] = value
+    values[positions[name]] = value
 
 
 def _prompt_entry(node: Node) -> Json:

@@ -46,10 +46,10 @@ def native_model(seed: int, in_dim: int = 16, out_dim: int = 16):
     return comfy.sd.load_diffusion_model_state_dict(weights(seed, in_dim, out_dim), model_options=options)
 
 
-def prompts(seed: int = 3) -> tuple[list, list]:
-    """Positive and negative CONDITIONING."""
+def prompts(seed: int = 3, tokens: int = TOKENS) -> tuple[list, list]:
+    """Positive and negative CONDITIONING. ComfyUI's Wan takes any number of tokens; the text encoder makes 512."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple([[torch.randn(1, TOKENS, TEXT, generator=generator), {}]] for _ in range(2))
+    return tuple([[torch.randn(1, tokens, TEXT, generator=generator), {}]] for _ in range(2))
 
 
 def noise(seed: int = 5, batch: int = 1, channels: int = 16) -> torch.Tensor:

@@ -17,12 +17,14 @@ import comfy.sample
 import comfy.samplers
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from safetensors.torch import save_file
 from wancore.nodes.bridge.guider import DualExpertGuider, with_added
+from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.schedule import native_sigmas, with_official_timesteps, with_shift
 from wancore.wan_core.sampling.schedules import unipc_schedule
 from wancore.wan_core.sampling.unipc import sample_unipc
 
-from .native_wan import native_model, noise, prompts, relative
+from .native_wan import native_model, noise, prompts, relative, weights
 
 SHIFT, BOUNDARY = 5.0, 0.875
 NAMES = comfy.samplers.KSampler.SAMPLERS
@@ -203,6 +205,22 @@ def test_schedule_that_climbs_may_start_on_low_and_come_back(pair):
     run(guider, sigmas=torch.tensor([0.6, 0.4, 0.9, 0.7, 0.0]))
     assert [tag for tag, *_ in calls] == ["low", "low", "high", "low"]
     assert guider.first_is_high and guider.model_patcher is not guider.other.model_patcher
+
+
+@pytest.mark.parametrize("in_dim", [16, 36], ids=["T2V", "I2V"])
+def test_our_models_equal_native_ones(tmp_path, in_dim):
+    def both(seed):
+        path = tmp_path / f"wan_{seed}.safetensors"
+        save_file(weights(seed, in_dim), path)
+        return load_model(str(path), dtype=torch.float32), native_model(seed, in_dim)
+
+    (our_high, native_high), (our_low, native_low) = both(1), both(2)
+    runs = [
+        run(dual(with_shift(high, SHIFT), with_shift(low, SHIFT), conds=prompts(tokens=512)), "dpmpp_2m")
+        for high in (our_high, native_high)
+        for low in (our_low, native_low)
+    ]
+    assert all(relative(ours, runs[-1]) < 1e-5 for ours in runs[:-1])
 
 
 class StopHereError(Exception):

@@ -129,6 +129,7 @@ class Block(nn.Module):
         y = kernels.modulated_norm(x, shift1, scale1, stream.spans, eps=self.eps, dtype=stream.dtype)
         x = kernels.gated_add(x, self.self_attn(y, stream, hooks), gate1, stream.spans)
         with self.ops.weights(self.norm3, stream.time) as (weight, bias):
+            assert bias is not None
             y = kernels.layer_norm(x, weight, bias, eps=self.eps, dtype=stream.dtype)
         x = x + self.cross_attn(y, stream, hooks)
         for hook in (*hooks.cross_attention, *between):

@@ -58,3 +58,20 @@ def test_the_file_is_what_the_front_end_saves(page: Page, with_models: Server, t
     for node in file["definitions"]["subgraphs"][0]["nodes"]:
         assert inner[node["id"]]["widgets_values"] == node["widgets_values"], node["type"]
         assert inner[node["id"]]["size"] == node["size"], f"{node['type']} is too small for its widgets"
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_the_server_lists_the_blueprint(page: Page, with_models: Server, title: str) -> None:
+    page.goto(with_models.address)
+    content = page.evaluate(
+        """async title => {
+            const listed = Object.entries(await (await fetch('/global_subgraphs')).json())
+            const [key] = listed.find(([, entry]) => entry.name === title)
+            return JSON.parse((await (await fetch(`/global_subgraphs/${key}`)).json()).data)
+        }""",
+        title,
+    )
+    editor = Editor(page, with_models)
+    editor.load(content)
+    assert editor.missing_nodes() == []
+    assert host_of(editor.graph())["widgets_values"] == host_of(workflow_of(title))["widgets_values"]

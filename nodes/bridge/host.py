@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from types import ModuleType
+from typing import Any
 
 COMFYUI = (0, 24, 0)  # first version whose operations, mixed precision and node API the pack needs
 TORCH = (2, 4, 0)  # first version with RMS norm
@@ -34,6 +36,14 @@ def version_numbers(version: str) -> tuple[int, int, int]:
     numbers = [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
     first, second, third = (*numbers, 0, 0, 0)[:3]
     return first, second, third
+
+
+def set_inference_dtype(config: Any, storage: Any, compute: Any, device: Any) -> None:
+    """Tells a native model config its dtypes; ComfyUI before 0.27 does not ask for the device."""
+    if "device" in inspect.signature(config.set_inference_dtype).parameters:
+        config.set_inference_dtype(storage, compute, device=device)
+    else:
+        config.set_inference_dtype(storage, compute)
 
 
 def prefetch_module() -> ModuleType | None:

@@ -28,6 +28,7 @@ from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import DIFFUSION_MODEL
 from ...wan_core.weights.keys import check_tensors
+from . import host
 from .hooks import hooks_of
 from .ops import wan_operations
 
@@ -226,4 +227,4 @@ def _set_dtypes(config: WanConfig, sd: dict[str, Tensor], dtype: torch.dtype | N
         weight_dtype=None if quantised else comfy.utils.weight_dtype(sd),
     )
     compute = management.unet_manual_cast(None if quantised else storage, device, config.supported_inference_dtypes)
-    config.set_inference_dtype(storage, compute, device=device)
+    host.set_inference_dtype(config, storage, compute, device)

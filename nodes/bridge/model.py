@@ -28,7 +28,7 @@ from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import DIFFUSION_MODEL
 from ...wan_core.weights.keys import check_tensors
-from . import host
+from .branches import keep_quantised
 from .hooks import hooks_of
 from .ops import wan_operations
 
@@ -168,8 +168,11 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     patcher = patcher_class(model, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    # Mapped from the file where ComfyUI maps; blocks cannot be copied into plain tensors.
-    model.load_model_weights(sd, "", assign=checkpoint.in_blocks or patcher.is_dynamic())
+    # Mapped from the file where ComfyUI maps. Blocks cannot be copied into plain tensors, and copying plain float8
+    # would store the biases and embeddings, which such files keep in higher precision, in float8 too.
+    in_eight_bits = model.get_dtype().itemsize < 2
+    model.load_model_weights(sd, "", assign=checkpoint.in_blocks or in_eight_bits or patcher.is_dynamic())
+    keep_quantised(patcher)
     patcher.cached_patcher_init = (partial(load_model, dtype=dtype), (str(path),))
     logging.info("Wan: %s loaded as %s", checkpoint.name, checkpoint.family.title)
     return patcher

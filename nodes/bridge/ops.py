@@ -11,16 +11,21 @@ import comfy.ops
 from torch import Tensor, nn
 
 from . import host
+from .branches import BranchedLinear
 
 
 @lru_cache(maxsize=16)  # ComfyUI makes a new class for each quantised model
 def wan_operations(native: type) -> type:
     """Returns the layers of `native` with the two functions that the transformer asks of its host.
 
+    A Linear is one class for every storage type: where its weight is quantised, a LoRA goes beside it.
+
     The transformer passes float32 to layers that hold bfloat16, so layers that never cast give way to those that do.
     """
     casting = native if issubclass(native, comfy.ops.manual_cast) else comfy.ops.manual_cast
-    return type("WanOps", (casting,), {"weights": staticmethod(weights), "stream": staticmethod(stream)})
+    linear = type("Linear", (BranchedLinear, casting.Linear), {})
+    own = {"Linear": linear, "weights": staticmethod(weights), "stream": staticmethod(stream)}
+    return type("WanOps", (casting,), own)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from ...wan_core.weights.families import TEXT_ENCODER
 from ...wan_core.weights.inspect import inspect
 from ...wan_core.weights.keys import check_tensors
 from ...wan_core.weights.pairing import require
+from .branches import keep_quantised
 from .ops import wan_operations
 from .quantised import present_form
 
@@ -223,6 +224,7 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
         state_dict=[weights],
         disable_dynamic=disable_dynamic,
     )
+    keep_quantised(clip.patcher)
     clip.patcher.cached_patcher_init = (_patcher, (path,))
     return clip
 

@@ -1,0 +1,268 @@
+"""LoRA beside quantised weights: base(x) + strength * up(down(x)), never merged into the blocks.
+
+Merging a LoRA into 8 bits or fewer costs more than the LoRA itself. ComfyUI's patchers hand patches to a layer as
+functions of its weight; a Linear of ours takes those functions off while the base is cast and computes low-rank ones
+beside it. Every other patch (whole differences, replacements, LoHa, LoKr, DoRA) is added to the decoded weight in
+floating point, for one call, so that the stored weight stays as it came from the file.
+
+The legacy patcher would merge into the weights that it loads completely. It passes by layers that say they are
+patched already, and afterwards `hand_over` gives them what it would have given to an offloaded layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.float
+import comfy.lora
+import comfy.model_management
+import torch
+from comfy.model_patcher import LowVramPatch
+from comfy.patcher_extension import CallbacksMP
+from comfy.quant_ops import QuantizedTensor
+from comfy.weight_adapter.lora import LoRAAdapter
+from torch import Tensor, nn
+
+from ...wan_core.errors import InputError
+
+KEY = "wan_core_branches"  # of the callback
+
+Patch = tuple[float, Any, float, Any, Any]  # strength, value, strength of the weight, slice, function: comfy.lora
+
+
+@dataclass(frozen=True)
+class Branch:
+    """scale * up @ down, for an input [..., in] and an output [..., out]."""
+
+    down: Tensor  # [rank, in]
+    up: Tensor  # [out, rank]
+    scale: float
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        """Returns out + branch(x), in the place of `out` where it can be written to."""
+        down, up = (comfy.model_management.cast_to_device(part, x.device, x.dtype) for part in (self.down, self.up))
+        hidden = nn.functional.linear(x, down.flatten(1))
+        if out.requires_grad or out.dtype != x.dtype or not out.is_contiguous():
+            return out + self.scale * nn.functional.linear(hidden, up.flatten(1))
+        out.view(-1, out.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), up.flatten(1).t(), alpha=self.scale)
+        return out
+
+
+@dataclass(frozen=True)
+class FloatPatches:
+    """The patches that are no branches, as a function of the decoded weight."""
+
+    key: str
+    patches: Sequence[Patch]
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        # A copy: the decoded weight of plain float8 may be the stored one.
+        return comfy.lora.calculate_weight(self.patches, weight.clone(), self.key, intermediate_dtype=weight.dtype)
+
+
+def split(patches: Sequence[Patch]) -> tuple[list[Branch], list[Patch]]:
+    """Returns the low-rank patches as branches, and the rest; sums may be split, anything else keeps its order."""
+    branches = [_branch(patch) for patch in patches]
+    if not all(branch is not None or _is_sum(patch) for branch, patch in zip(branches, patches, strict=True)):
+        return [], list(patches)
+    rest = [patch for branch, patch in zip(branches, patches, strict=True) if branch is None]
+    return [branch for branch in branches if branch is not None], rest
+
+
+def _branch(patch: Patch) -> Branch | None:
+    strength, value, _, _, function = patch
+    if not isinstance(value, LoRAAdapter) or function is not None or not _is_plain(patch):
+        return None
+    up, down, alpha, mid, dora, reshape = value.weights
+    if mid is not None or dora is not None or reshape is not None:
+        return None
+    return Branch(down, up, strength * (1.0 if alpha is None else float(alpha) / down.shape[0]))
+
+
+def _is_plain(patch: Patch) -> bool:
+    """True if the weight itself is neither scaled nor cut."""
+    return patch[2] == 1.0 and patch[3] is None
+
+
+def _is_sum(patch: Patch) -> bool:
+    value = patch[1]
+    difference = isinstance(value, tuple) and (len(value) == 1 or value[0] == "diff")
+    return difference and _is_plain(patch)
+
+
+class BranchedLinear(nn.Module):
+    """Goes before a native Linear in a class: the same layer, whose quantised weight no patch changes."""
+
+    branches_on = False  # set by keep_quantised: a patcher whose callback hands patches over is around this layer
+    resident: LowVramPatch | None = None  # the patch of a weight that the legacy patcher has loaded completely
+    weight: Any
+    weight_function: list[Any]
+
+    @property
+    def is_quantised(self) -> bool:
+        """True if a sum with this weight cannot be stored without losing some of it."""
+        weight = self.weight
+        return isinstance(weight, QuantizedTensor) or (weight is not None and weight.dtype.itemsize < 2)
+
+    def _read_patched(self) -> bool:
+        if self.branches_on and self.is_quantised:
+            return not hasattr(self, "prev_comfy_cast_weights")  # which offloaded layers have
+        if "is_patched" in self.__dict__:
+            return self.__dict__["is_patched"]
+        raise AttributeError("comfy_patched_weights")
+
+    def _write_patched(self, value: bool) -> None:
+        self.__dict__["is_patched"] = value
+        if not value:
+            self.resident = None
+
+    def _clear_patched(self) -> None:
+        self.__dict__.pop("is_patched", None)
+        self.resident = None
+
+    # The legacy patcher's mark of a layer that is loaded and patched: it passes by quantised layers of ours.
+    comfy_patched_weights = property(_read_patched, _write_patched, _clear_patched)
+
+    def _convert(self, weight: Tensor, inplace: bool = False, **_unused: Any) -> Tensor:
+        return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+
+    def _store(
+        self,
+        weight: Tensor,
+        inplace_update: bool = False,
+        seed: int | None = None,
+        return_weight: bool = False,
+        **_unused: Any,
+    ) -> Tensor | None:
+        """Keeps the patched weight in floating point; rounded where it is to be saved or put in the old one's place.
+
+        Raises:
+            InputError: a conditioning hook is to change blocks, which nothing here can write.
+        """
+        stored = self.weight
+        if not (return_weight or inplace_update):
+            dtype = stored.dtype if stored.dtype.itemsize > 1 else torch.bfloat16
+            self.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+            return None
+        if isinstance(stored, QuantizedTensor):
+            weight = _rounded(stored, weight, seed)
+        else:
+            weight = comfy.float.stochastic_rounding(weight, stored.dtype, seed=seed or 0)
+        if return_weight:
+            return weight
+        stored.data.copy_(weight)  # which hooks restore the same way
+        return None
+
+    # The two functions by which patchers change a weight in place: the native ones would round the sum. Layers of
+    # floating point have them only where the native layer has.
+    @property
+    def convert_weight(self) -> Any:
+        return self._convert if self._is_ours else super().convert_weight
+
+    @property
+    def set_weight(self) -> Any:
+        return self._store if self._is_ours else super().set_weight
+
+    @property
+    def _is_ours(self) -> bool:
+        return self.is_quantised or getattr(self, "layout_type", None) is not None
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """input [..., in] -> [..., out]."""
+        given = self._given()
+        if not given:
+            return super().forward(input, *args, **kwargs)
+        branches, rest = split([patch for function in given for patch in _patches_of(function)])
+        with self._without(given, FloatPatches(given[0].key, rest) if rest else None):
+            out = super().forward(input, *args, **kwargs)
+        for branch in branches:
+            out = branch.add_to(out, input)
+        return out
+
+    def _given(self) -> list[LowVramPatch]:
+        """The patches that a patcher has put on the weight, in the way of each patcher."""
+        dynamic = getattr(self, "weight_lowvram_function", None)
+        offloaded = [function for function in self.weight_function if _is_patch(function)]
+        if self.is_quantised and (dynamic is not None or offloaded):
+            return [dynamic] if dynamic is not None else offloaded
+        return [self.resident] if self.resident is not None and not offloaded else []
+
+    @contextmanager
+    def _without(self, given: list[LowVramPatch], instead: FloatPatches | None) -> Iterator[None]:
+        """Takes the patches off the weight, with another function in their place."""
+        functions, dynamic = self.weight_function, getattr(self, "weight_lowvram_function", None)
+        kept = [function for function in functions if not any(function is patch for patch in given)]
+        self.weight_function = kept if instead is None else [instead, *kept]
+        if dynamic is not None:
+            self.weight_lowvram_function = None
+        try:
+            yield
+        finally:
+            self.weight_function = functions
+            if dynamic is not None:
+                self.weight_lowvram_function = dynamic
+
+
+def _rounded(stored: QuantizedTensor, weight: Tensor, seed: int | None) -> QuantizedTensor:
+    try:
+        return stored.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed)
+    except NotImplementedError:
+        raise InputError(
+            "GGUF weights cannot be rewritten",
+            where="a LoRA hook on the conditioning, or a node that saves the model",
+            remedy="Put the LoRA on with Wan LoRA Pair, or take the fp8_scaled file of this model",
+        ) from None
+
+
+def _is_patch(function: Any) -> bool:
+    return getattr(function, "is_lowvram_patch", False)
+
+
+def _patches_of(function: LowVramPatch) -> Sequence[Patch]:
+    """The patches with their tensors where ComfyUI has brought them."""
+    prepared = function.prepared_patches
+    return function.patches[function.key] if prepared is None else prepared
+
+
+def keep_quantised(patcher: Any) -> None:
+    """Makes patches go beside the quantised weights of this patcher's model, on all its clones."""
+    for module in patcher.model.modules():
+        if isinstance(module, BranchedLinear):
+            module.branches_on = True
+    patcher.add_callback_with_key(CallbacksMP.ON_LOAD, KEY, hand_over)
+
+
+def hand_over(patcher: Any, device_to: Any, *_unused: Any) -> None:
+    """Gives the layers that the legacy patcher has passed by their patches; the dynamic one gives them itself."""
+    if patcher.is_dynamic():
+        return
+    for name, module in patcher.model.named_modules():
+        if not isinstance(module, BranchedLinear):
+            continue
+        module.resident = None
+        if not (module.branches_on and module.is_quantised and module.comfy_patched_weights):
+            continue
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        if weight in patcher.patches:
+            module.resident = _on_device(LowVramPatch(weight, patcher.patches), device_to)
+        if bias in patcher.patches and bias not in patcher.backup:
+            patcher.patch_weight_to_device(bias, device_to=device_to)
+
+
+def _on_device(function: LowVramPatch, device: torch.device) -> LowVramPatch:
+    """Brings the tensors of the patch to the device of its weight, once for all steps."""
+    function.prepared_patches = [
+        (patch[0], _moved(patch[1], device), *patch[2:]) for patch in function.patches[function.key]
+    ]
+    return function
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, LoRAAdapter):
+        return LoRAAdapter(value.loaded_keys, _moved(value.weights, device))
+    return tuple(_moved(part, device) for part in value) if isinstance(value, tuple) else value

@@ -1,0 +1,87 @@
+"""The high expert of the miniature family in every quantised form that the loader reads, as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
+from make_pocket import build, family, scale_to_fp8
+from safetensors.torch import save_file
+from torch import Tensor
+
+GGUF_TYPES = ("Q8_0", "Q4_0", "Q5_1", "Q4_K")
+FORMATS = (*GGUF_TYPES, "fp8 scaled", "fp8 plain", "int8")
+INT8_MAX = 127
+
+
+def weights() -> dict[str, Tensor]:
+    return build(family.T2V_HIGH, fp8=False)
+
+
+def is_block_matrix(name: str, weight: Tensor) -> bool:
+    return name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2
+
+
+def write_format(path: Path, kind: str) -> str:
+    """Writes the file of one of FORMATS; its suffix follows from the kind."""
+    if kind in GGUF_TYPES:
+        return str(write_gguf(path.with_suffix(".gguf"), weights(), kind))
+    tensors = weights()
+    if kind == "fp8 scaled":
+        tensors = scale_to_fp8(tensors)
+    elif kind == "fp8 plain":
+        tensors = {
+            name: weight.to(torch.float8_e4m3fn) if is_block_matrix(name, weight) else weight
+            for name, weight in tensors.items()
+        }
+    else:
+        tensors = _int8(tensors)
+    save_file(tensors, path.with_suffix(".safetensors"), metadata=family.T2V_HIGH.metadata)
+    return str(path.with_suffix(".safetensors"))
+
+
+def _int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    mark = torch.tensor(list(json.dumps({"format": "int8_tensorwise"}).encode()), dtype=torch.uint8)
+    out: dict[str, Tensor] = {}
+    for name, weight in tensors.items():
+        if not is_block_matrix(name, weight):
+            out[name] = weight
+            continue
+        scale = weight.float().abs().amax() / INT8_MAX
+        layer = name.removesuffix(".weight")
+        out[name] = (weight.float() / scale).round().to(torch.int8)
+        out[f"{layer}.weight_scale"] = scale
+        out[f"{layer}.comfy_quant"] = mark.clone()
+    return out
+
+
+def write_gguf(path: Path, tensors: dict[str, Tensor], kind: str, arch: str = "wan") -> Path:
+    """Block matrices in blocks of the kind, the rest float32, as converters write a Wan file."""
+    number = GGMLQuantizationType[kind]
+    writer = GGUFWriter(path, arch)
+    for name, weight in tensors.items():
+        array = weight.float().numpy()
+        if is_block_matrix(name, weight):
+            writer.add_tensor(name, pack(array, number), raw_dtype=number)
+        else:
+            writer.add_tensor(name, array.reshape(*array.shape[:2], *array.shape[3:]) if array.ndim == 5 else array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def pack(array: np.ndarray, number: GGMLQuantizationType) -> np.ndarray:
+    """The reference's blocks; random blocks with small scales for the types that it cannot make."""
+    try:
+        return quants.quantize(array, number)
+    except NotImplementedError:
+        elements, size = GGML_QUANT_SIZES[number]
+        rng = np.random.default_rng(array.shape[0])
+        blocks = rng.integers(0, 256, (array.size // elements, size), dtype=np.uint8)
+        blocks[:, :4] = np.array([2e-5, 1e-4], dtype=np.float16).view(np.uint8)  # d and dmin lead in Q4_K and Q5_K
+        return blocks.reshape(array.shape[0], -1)

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
-import comfy.lora_convert
 import comfy.utils
+import torch
 
 from ...wan_core.errors import WrongModelError
 from ...wan_core.weights import inspect, require
 from ...wan_core.weights.families import LORA
+from ...wan_core.weights.lora import PREFIX, module_of, official_name, rank_scale, why_unknown
 from ...wan_core.weights.names import is_distilled
 from .facts import DISTILLED
 
 SHOWN = 3  # names in a report
+DOWN = ".lora_down.weight"
 DELTAS = (".diff", ".diff_b")  # whole differences, beside the low-rank ones
 
 
@@ -36,8 +38,13 @@ class LoraMatch:
         total = self.applied + len(self.unknown) + len(self.misfit)
         text = f"{self.name} (strength {self.strength:g}): {self.applied} of {total} layers"
         for what, layers in (("unknown", self.unknown), ("of another shape", self.misfit)):
-            if layers:
-                text += f"; {len(layers)} {what}: {', '.join(layers[:SHOWN])}{', ...' if len(layers) > SHOWN else ''}"
+            by_reason: dict[str, list[str]] = {}
+            for layer in layers:
+                by_reason.setdefault(why_unknown(layer), []).append(layer.removeprefix(PREFIX))
+            for reason, named in by_reason.items():
+                harmless = f", harmless ({reason})" if reason else ""
+                more = ", ..." if len(named) > SHOWN else ""
+                text += f"; {len(named)} {what}{harmless}: {', '.join(named[:SHOWN])}{more}"
         return text
 
 
@@ -55,10 +62,10 @@ def apply_lora(patcher: Any, path: str, name: str, strength: float) -> tuple[Any
     if strength == 0:
         return patcher, None
     key_map = comfy.lora.model_lora_keys_unet(patcher.model, {})
-    shapes = comfy.lora_convert.convert_lora(checkpoint.shapes)
+    shapes = {official_name(name): shape for name, shape in checkpoint.shapes.items()}
     unknown, misfit = _strangers(shapes, key_map, patcher.model)
-    lora, notes = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    lora = comfy.lora_convert.convert_lora(lora)
+    tensors, notes = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    lora = _readable(tensors, rank_scale(checkpoint.metadata))
     fitting = {name: tensor for name, tensor in lora.items() if _layer_of(name, key_map) not in misfit}
     clone = patcher.clone()
     targets: set[Any] = set()
@@ -74,6 +81,17 @@ def apply_lora(patcher: Any, path: str, name: str, strength: float) -> tuple[Any
     if is_distilled(name):
         clone.set_attachments(DISTILLED, name)
     return clone, match
+
+
+def _readable(tensors: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The tensors under the names that ComfyUI reads, with what trainers leave out: alpha, and an axis of DoRA."""
+    lora = {official_name(name): tensor for name, tensor in tensors.items()}
+    for name in list(lora):
+        if name.endswith(".dora_scale") and lora[name].ndim == 1:
+            lora[name] = lora[name].unsqueeze(1)
+        if scale != 1.0 and name.endswith(DOWN):
+            lora.setdefault(name.removesuffix(DOWN) + ".alpha", torch.tensor(scale * lora[name].shape[0]))
+    return lora
 
 
 def _parts(lora: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -92,7 +110,7 @@ def _strangers(
     for name, shape in shapes.items():
         layer = _layer_of(name, key_map)
         if layer is None:
-            unknown[name.removesuffix(".weight").rpartition(".")[0] or name] = None
+            unknown[module_of(name)] = None
         elif not _fits(name, shape, comfy.utils.get_attr(model, key_map[layer]).shape):
             misfit.add(layer)
     return list(unknown), misfit
@@ -110,9 +128,9 @@ def _layer_of(name: str, key_map: Mapping[str, str]) -> str | None:
 
 def _fits(name: str, shape: Sequence[int], weight: Sequence[int]) -> bool:
     """Compares the outer sizes of a low-rank pair or a whole difference with the weight's; others pass."""
-    if name.endswith((".lora_down.weight", ".lora_A.weight")):
+    if name.endswith(DOWN):
         return math.prod(shape[1:]) == math.prod(weight[1:])
-    if name.endswith((".lora_up.weight", ".lora_B.weight", ".diff_b")):
+    if name.endswith((".lora_up.weight", ".diff_b")):
         return shape[0] == weight[0]
     return not name.endswith(".diff") or tuple(shape) == tuple(weight)
 
@@ -127,5 +145,5 @@ def _refuse(path: str, match: LoraMatch) -> None:
         where=repr(path),
         found=f"{len(match.misfit)} layers of another shape, {len(match.unknown)} that the model does not have"
         + (f", such as {match.unknown[0]}" if match.unknown else ""),
-        remedy="Take a LoRA that was made for this model and size, with keys as ComfyUI reads them",
+        remedy="Take a LoRA that was made for this model and size",
     )

@@ -1,0 +1,145 @@
+"""The spellings of LoRA files: every name as `diffusion_model.<official module>.<part>`, as ComfyUI reads it.
+
+Trainers prefix the module (diffusion_model., transformer., base_model.model., lora_unet_, nothing), write it with dots
+or underscores, under official or diffusers names, and call the two matrices in a dozen ways. Nothing is computed here:
+tensors keep their values, and a name that is no module of Wan stays as it is.
+Sources: the headers of published files; diffusers src/diffusers/loaders/lora_conversion_utils.py (key names only).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+
+from .keys import diffusers_module
+
+PREFIX = "diffusion_model."
+DOTTED = (
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer_2.",
+    "transformer.",
+    "unet.",
+    "pipe.dit.",
+    "model.",
+)
+OTHER_MODELS = ("lora_te", "text_encoder", "text_model")
+UNDERSCORED = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
+
+# What trainers call the parts -> what ComfyUI reads for every model. First match wins.
+PARTS = (
+    ("lora_A.default.weight", "lora_down.weight"),
+    ("lora_B.default.weight", "lora_up.weight"),
+    ("lora_A.weight", "lora_down.weight"),
+    ("lora_B.weight", "lora_up.weight"),
+    ("lora_A.default", "lora_down.weight"),
+    ("lora_B.default", "lora_up.weight"),
+    ("lora_B.bias", "diff_b"),
+    ("lora_up.bias", "diff_b"),
+    ("lora_A", "lora_down.weight"),
+    ("lora_B", "lora_up.weight"),
+    ("lora.down.weight", "lora_down.weight"),
+    ("lora.up.weight", "lora_up.weight"),
+    ("lora_linear_layer.down.weight", "lora_down.weight"),
+    ("lora_linear_layer.up.weight", "lora_up.weight"),
+    ("lora_magnitude_vector.default.weight", "dora_scale"),
+    ("lora_magnitude_vector.weight", "dora_scale"),
+    ("lora_magnitude_vector", "dora_scale"),
+)
+AS_THEY_ARE = (
+    "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "diff_b", "set_weight",
+    "reshape_weight", "w_norm", "b_norm", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "oft_blocks", "rescale",
+    "a1.weight", "a2.weight", "b1.weight", "b2.weight",
+)  # fmt: skip
+ENDS = (*PARTS, *((part, part) for part in AS_THEY_ARE))
+
+# Modules of Wan that a LoRA of another variant may carry: without them it still does what it was made for.
+HARMLESS = {
+    "img_emb": "picture features, which only Wan 2.1 I2V has",
+    "k_img": "picture features, which only Wan 2.1 I2V has",
+    "v_img": "picture features, which only Wan 2.1 I2V has",
+    "norm_k_img": "picture features, which only Wan 2.1 I2V has",
+    "vace_blocks": "blocks of VACE",
+    "vace_patch_embedding": "blocks of VACE",
+    "patch_embedding": "another number of input channels",
+    "lora_te[0-9]?": "the text encoder, which Wan LoRAs do not need",
+    "text_encoder": "the text encoder, which Wan LoRAs do not need",
+}
+
+# Underscored names lose the dots; the modules of Wan hold these words with an underscore of their own.
+WORDS = (
+    "self_attn", "cross_attn", "norm_q", "norm_k_img", "norm_k", "k_img", "v_img", "text_embedding", "time_embedding",
+    "time_projection", "patch_embedding", "img_emb", "vace_blocks", "vace_patch_embedding", "before_proj",
+    "after_proj", "condition_embedder", "time_embedder", "text_embedder", "image_embedder", "time_proj", "linear_1",
+    "linear_2", "to_q", "to_k", "to_v", "to_out", "add_k_proj", "add_v_proj", "norm_added_k", "proj_out", "ref_conv",
+    "control_adapter", "face_adapter", "motion_encoder", "audio_injector", "face_encoder",
+)  # fmt: skip
+_WORD = re.compile("|".join(sorted(WORDS, key=len, reverse=True)))
+
+
+def official_names(names: Iterable[str]) -> dict[str, str]:
+    """{name in the file: name as ComfyUI reads it}; a name that cannot be read stays."""
+    return {name: official_name(name) for name in names}
+
+
+def official_name(name: str) -> str:
+    """One tensor's name: transformer.blocks.0.attn1.to_q.lora_A.weight becomes
+    diffusion_model.blocks.0.self_attn.q.lora_down.weight.
+    """
+    module, part = _split(name)
+    if not part or module.startswith(OTHER_MODELS):
+        return name
+    return f"{PREFIX}{_module(module)}.{part}"
+
+
+def module_of(name: str) -> str:
+    """The module that a tensor belongs to, under the name in which it is written."""
+    return _split(name)[0]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Module and part; the part is empty where the name is no LoRA's."""
+    for end, part in ENDS:
+        if name.endswith((f".{end}", f"_{end}")) and len(name) > len(end) + 1:
+            return name[: -len(end) - 1], part
+    return name, ""
+
+
+def _module(module: str) -> str:
+    for prefix in UNDERSCORED:
+        if module.startswith(prefix):
+            return diffusers_module(_dotted(module[len(prefix) :]))
+    stripped = True
+    while stripped:
+        prefix = next((prefix for prefix in DOTTED if module.startswith(prefix)), "")
+        module, stripped = module[len(prefix) :], bool(prefix)
+    return diffusers_module(module.replace(".processor.", "."))
+
+
+def _dotted(module: str) -> str:
+    """blocks_0_self_attn_q -> blocks.0.self_attn.q."""
+    kept = _WORD.sub(lambda match: match[0].replace("_", "\0"), module)
+    return kept.replace("_", ".").replace("\0", "_")
+
+
+def why_unknown(layer: str) -> str:
+    """Why it does no harm that the model lacks this module or has it in another shape; empty where it may."""
+    text = layer.replace(".", "_")
+    return next((why for word, why in HARMLESS.items() if re.search(rf"(?<![a-z]){word}(?![a-z])", text)), "")
+
+
+def rank_scale(metadata: Mapping[str, str]) -> float:
+    """alpha / rank of a raw PEFT file, whose alpha is in the metadata and in no tensor; 1 where it says nothing."""
+    for key in ("lora_adapter_metadata", "adapter_config"):
+        try:
+            config = json.loads(metadata[key])
+        except (KeyError, ValueError, TypeError, RecursionError):
+            continue
+        flat = {name.rpartition(".")[2]: value for name, value in config.items()} if isinstance(config, dict) else {}
+        alpha, rank = flat.get("lora_alpha"), flat.get("r")
+        if isinstance(alpha, (int, float)) and isinstance(rank, (int, float)) and rank > 0:
+            return alpha / rank
+    return 1.0

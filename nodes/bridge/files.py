@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 
 import folder_paths
 
 from ...wan_core.errors import WeightsFileError
 
 GGUF = ".gguf"
-WITH_GGUF = ("diffusion_models",)  # folders whose GGUF files the pack's loaders take
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+WITH_GGUF = ("diffusion_models", "text_encoders")  # folders whose GGUF files the pack's loaders take
 
 
 def choices(folder: str) -> list[str]:
-    """File names of a models folder ("diffusion_models", "text_encoders", "vae", "loras"...), with sub-folders."""
-    return list(folder_paths.get_filename_list(_listed(folder)))
+    """File names of a models folder ("diffusion_models", "text_encoders", "vae", "loras"...), with sub-folders.
+
+    A model in several files, with an index, is listed once, by its folder.
+    """
+    names = folder_paths.get_filename_list(_listed(folder))
+    return list(dict.fromkeys(map(_whole, names)))
+
+
+def _whole(name: str) -> str:
+    """A shard's folder in the place of the shard; other names as they are."""
+    parent = os.path.dirname(name)
+    return parent if parent and SHARD.search(name) else name
 
 
 def _listed(folder: str) -> str:
@@ -33,13 +45,21 @@ def _listed(folder: str) -> str:
     return name
 
 
+def _folder(folder: str, name: str) -> str | None:
+    """The path of a listed folder, which ComfyUI's own look-up passes by; None if no such folder was listed."""
+    if name not in choices(folder):
+        return None
+    roots = folder_paths.get_folder_paths(folder)
+    return next((path for root in roots if os.path.isdir(path := os.path.join(root, name))), None)
+
+
 def path_of(folder: str, name: str) -> str:
     """Returns the absolute path of a listed file.
 
     Raises:
         WeightsFileError: there is no such file in that folder.
     """
-    path = folder_paths.get_full_path(_listed(folder), name)
+    path = folder_paths.get_full_path(_listed(folder), name) or _folder(folder, name)
     if path is None:
         raise WeightsFileError(
             "The file is not there",

@@ -19,6 +19,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...wan_core.conditioning import Conditioning, ContextGroup
@@ -31,6 +32,7 @@ from ...wan_core.weights.keys import check_tensors
 from .branches import keep_quantised
 from .hooks import hooks_of
 from .ops import wan_operations
+from .reading import read_tensors, with_scales
 
 LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
 
@@ -156,7 +158,7 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     """
     checkpoint = inspect(path)
     check_model_file(checkpoint)
-    sd = _official(*_tensors(checkpoint), checkpoint)
+    sd = _official(*read_tensors(checkpoint), checkpoint)
     config = WanConfig(checkpoint)
     config.quant_config = comfy.utils.detect_layer_quantization(sd, "")
     _set_dtypes(config, sd, dtype)
@@ -168,10 +170,11 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     patcher = patcher_class(model, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
+    has_types = checkpoint.in_blocks or checkpoint.quantised == "unmarked"
     # Mapped from the file where ComfyUI maps. Blocks cannot be copied into plain tensors, and copying plain float8
     # would store the biases and embeddings, which such files keep in higher precision, in float8 too.
     in_eight_bits = model.get_dtype().itemsize < 2
-    model.load_model_weights(sd, "", assign=checkpoint.in_blocks or in_eight_bits or patcher.is_dynamic())
+    model.load_model_weights(sd, "", assign=has_types or in_eight_bits or patcher.is_dynamic())
     keep_quantised(patcher)
     patcher.cached_patcher_init = (partial(load_model, dtype=dtype), (str(path),))
     logging.info("Wan: %s loaded as %s", checkpoint.name, checkpoint.family.title)
@@ -196,18 +199,13 @@ def _expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
-def _tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of the file, mapped where ComfyUI maps, and its metadata."""
-    if checkpoint.in_blocks:
-        from .gguf import load_tensors  # needs comfy-kitchen's tensors: only with such a file
-
-        return load_tensors(str(checkpoint.path)), {}
-    return comfy.utils.load_torch_file(str(checkpoint.path), return_metadata=True)
-
-
 def _official(sd: dict[str, Tensor], metadata: Any, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Official names, without the tensors of other models; old scaled fp8 in ComfyUI's present form."""
     prefix = checkpoint.prefix
+    if not prefix:
+        sd = {checkpoint.names[name]: tensor for name, tensor in sd.items() if name in checkpoint.names}
+    if checkpoint.quantised == "unmarked":
+        return with_scales({name.removeprefix(prefix): sd[name] for name in sd if name.startswith(prefix)})
     sd, _ = comfy.utils.convert_old_quants(sd, prefix, metadata=metadata or {})
     sd = {name.removeprefix(prefix): tensor for name, tensor in sd.items() if name.startswith(prefix)}
     for name in [name for name in sd if name.endswith(".comfy_quant")]:
@@ -222,12 +220,13 @@ def _set_dtypes(config: WanConfig, sd: dict[str, Tensor], dtype: torch.dtype | N
     """Types of storage and of computing, by ComfyUI's rules for the device, from the types that are allowed."""
     management, device = comfy.model_management, comfy.model_management.get_torch_device()
     quantised = config.quant_config is not None
+    has_scales = any(isinstance(tensor, QuantizedTensor) for tensor in sd.values())
     if dtype is not None:
         config.supported_inference_dtypes = [dtype, torch.float32]
     storage = dtype or management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(sd),
         supported_dtypes=config.supported_inference_dtypes,
-        weight_dtype=None if quantised else comfy.utils.weight_dtype(sd),
+        weight_dtype=None if quantised or has_scales else comfy.utils.weight_dtype(sd),
     )
     compute = management.unet_manual_cast(None if quantised else storage, device, config.supported_inference_dtypes)
     host.set_inference_dtype(config, storage, compute, device)

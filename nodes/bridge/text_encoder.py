@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,23 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy import sd1_clip
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...wan_core.errors import WeightsFileError
 from ...wan_core.text.clean import HAS_FTFY, clean
 from ...wan_core.text.keys import encoder_names
+from ...wan_core.text.pieces import tokenizer_of
 from ...wan_core.text.tokenizer import END, FILES, PAD, TEXT_TOKENS, Tokenizer, tokenizer_file
 from ...wan_core.text.umt5 import UMT5Config, UMT5Encoder
 from ...wan_core.weights.families import TEXT_ENCODER
-from ...wan_core.weights.inspect import inspect
+from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.keys import check_tensors
 from ...wan_core.weights.pairing import require
 from .branches import keep_quantised
 from .ops import wan_operations
 from .quantised import present_form
+from .reading import LOGICAL_DTYPE, read_tensors
 
 NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, LoRA keys and embedding files
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -86,7 +90,8 @@ class HostedUMT5(UMT5Encoder):
 class WanTextModel(sd1_clip.SDClipModel):
     """Tokens with weights to contexts: native but for the encoder."""
 
-    def __init__(self, *, config: UMT5Config, **native: Any) -> None:
+    def __init__(self, *, config: UMT5Config, in_blocks: bool = False, **native: Any) -> None:
+        self.in_blocks = in_blocks
         super().__init__(
             textmodel_json_config=asdict(config),
             model_class=HostedUMT5,
@@ -95,6 +100,11 @@ class WanTextModel(sd1_clip.SDClipModel):
             zero_out_masked=True,
             **native,
         )
+
+    def load_sd(self, sd: dict[str, Tensor]) -> Any:
+        """Blocks cannot be copied into plain tensors: they take their places."""
+        assign = self.in_blocks or getattr(self, "can_assign_sd", False)
+        return self.transformer.load_state_dict(sd, strict=False, assign=assign)
 
 
 class WanTextEncoder(sd1_clip.SD1ClipModel):
@@ -107,6 +117,7 @@ class WanTextEncoder(sd1_clip.SD1ClipModel):
         weights_dtype: torch.dtype,
         quantisation: Mapping[str, Any] | None,
         model_options: Mapping[str, Any],
+        in_blocks: bool = False,
         dtype: torch.dtype | None = None,  # native code's choice for the device; the file's own goes before it
         **native: Any,
     ) -> None:
@@ -114,7 +125,11 @@ class WanTextEncoder(sd1_clip.SD1ClipModel):
         if quantisation is not None:
             options["quantization_metadata"] = quantisation
         super().__init__(
-            dtype=weights_dtype, model_options=options, name=NAME, clip_model=WanTextModel, config=config, **native
+            dtype=weights_dtype,
+            model_options=options,
+            name=NAME,
+            clip_model=partial(WanTextModel, config=config, in_blocks=in_blocks),
+            **native,
         )
 
 
@@ -201,12 +216,13 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     checkpoint = inspect(path)
     require(checkpoint, TEXT_ENCODER)
     path = str(checkpoint.path)
-    tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    tokenizer = _tokenizer_model(tensors, checkpoint.path)
-    cut = len(checkpoint.prefix)
-    own = {name[cut:]: tensor for name, tensor in tensors.items() if name.startswith(checkpoint.prefix)}
+    tensors, metadata = read_tensors(checkpoint)
+    tokenizer = _tokenizer_model(tensors, checkpoint)
+    own = {own: tensors[name] for name, own in checkpoint.names.items()}
     own = present_form(own, metadata)
     weights = {new: own[old] for old, new in encoder_names(own).items() if new.startswith(PARAMETERS)}
+    if checkpoint.is_gguf:
+        weights = _looked_up(weights)
     config = _config(weights, path, packed=checkpoint.precision == "packed")
     if not HAS_FTFY:
         logging.warning("WanCore: the package ftfy is missing; broken characters in prompts are not repaired.")
@@ -214,7 +230,8 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
         Target(
             {
                 "config": config,
-                "weights_dtype": weights["encoder.final_layer_norm.weight"].dtype,
+                "weights_dtype": _float_type(checkpoint, weights),
+                "in_blocks": checkpoint.in_blocks,
                 "quantisation": comfy.utils.detect_layer_quantization(weights, ""),
             }
         ),
@@ -243,12 +260,30 @@ def _config(weights: Mapping[str, Tensor], path: str, *, packed: bool) -> UMT5Co
     return config
 
 
-def _tokenizer_model(tensors: Mapping[str, Tensor], path: Path) -> Tensor:
+def _looked_up(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tables are looked up row by row, so they are decoded, and norms are small; matrices stay in their blocks."""
+    out = dict(weights)
+    for name, tensor in weights.items():
+        if name.endswith(("shared.weight", "relative_attention_bias.weight")) or tensor.ndim == 1:
+            whole = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+            out[name] = whole.to(LOGICAL_DTYPE)
+    return out
+
+
+def _float_type(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The type of what is not quantised; GGUF keeps its norms in float32, which says nothing of the rest."""
+    return LOGICAL_DTYPE if checkpoint.is_gguf else weights["encoder.final_layer_norm.weight"].dtype
+
+
+def _tokenizer_model(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> Tensor:
     """The sentencepiece model of the file, or of one beside it, known to be readable."""
+    path = checkpoint.path
+    if checkpoint.is_gguf:
+        return Tokenizer(tokenizer_of(path), where=repr(str(path))).to_tensor()
     inside = next((tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "spiece_model"), None)
     if inside is not None:
         return Tokenizer.from_tensor(inside, where=repr(str(path))).to_tensor()
-    beside = tokenizer_file(path)
+    beside = tokenizer_file(checkpoint.header.files[0] if checkpoint.header.files else path)
     if beside is None:
         raise WeightsFileError(
             "This text encoder has no tokenizer",

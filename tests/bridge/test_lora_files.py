@@ -107,7 +107,7 @@ def test_other_adapters(make, model, tmp_path):
 def test_what_does_not_match_is_named_with_its_reason(model, tmp_path):
     lora = {}
     for layer in (*LAYERS, "blocks.0.cross_attn.k_img", "img_emb.proj.1", "blocks.77.ffn.0"):
-        width = dict((name, weight.shape) for name, _, _, weight in parts(model)).get(layer, (256, 256))
+        width = {name: weight.shape for name, _, _, weight in parts(model)}.get(layer, (256, 256))
         lora[f"{layer}.lora_A.weight"], lora[f"{layer}.lora_B.weight"] = (
             torch.ones(2, width[1]),
             torch.ones(width[0], 2),

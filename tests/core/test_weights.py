@@ -90,8 +90,12 @@ def test_precision_and_scales(tmp_path):
     unmarked = inspect(
         files.write_hollow(tmp_path / "d.safetensors", {**plain, "blocks.0.ffn.0.weight_scale": ("F32", [8960, 1])})
     )
+    assert unmarked.quantised == "unmarked"
+    require(unmarked, "diffusion_model")  # LightX2V's: one scale for each output channel
+    packed = {name: ("U8", shape) if len(shape) == 2 else ("F32", shape) for name, shape in shapes.items()}
+    packed["blocks.0.ffn.0.weight_scale"] = ("F32", [8960, 1])
     with pytest.raises(WrongModelError):
-        require(unmarked, "diffusion_model")
+        require(inspect(files.write_hollow(tmp_path / "e.safetensors", packed)), "diffusion_model")
 
 
 def test_head_count_from_metadata_is_taken_only_if_it_fits(tmp_path):

@@ -28,6 +28,21 @@ _INSIDE_BLOCK = {
     "ffn.fc2": "layer.1.DenseReluDense.wo",
 }
 
+# llama.cpp's names. Source: ggml-org/llama.cpp gguf-py/gguf/constants.py, T5ENCODER.
+_OUTSIDE |= {"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm"}
+_INSIDE_GGUF_BLOCK = {
+    "attn_norm": "layer.0.layer_norm",
+    "ffn_norm": "layer.1.layer_norm",
+    "attn_q": "layer.0.SelfAttention.q",
+    "attn_k": "layer.0.SelfAttention.k",
+    "attn_v": "layer.0.SelfAttention.v",
+    "attn_o": "layer.0.SelfAttention.o",
+    "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+    "ffn_gate": "layer.1.DenseReluDense.wi_0",
+    "ffn_up": "layer.1.DenseReluDense.wi_1",
+    "ffn_down": "layer.1.DenseReluDense.wo",
+}
+
 
 def encoder_names(names: Iterable[str]) -> dict[str, str]:
     """{name in the file: name in the encoder}; what is no parameter (`spiece_model`, `scaled_fp8`) keeps its name.
@@ -52,4 +67,7 @@ def encoder_name(name: str) -> str:
     parts = module.split(".", 2)
     if len(parts) == 3 and parts[0] == "blocks" and parts[2] in _INSIDE_BLOCK:
         return f"encoder.block.{parts[1]}.{_INSIDE_BLOCK[parts[2]]}{dot}{leaf}"
+    parts = module.split(".", 3)
+    if len(parts) == 4 and parts[:2] == ["enc", "blk"] and parts[3] in _INSIDE_GGUF_BLOCK:
+        return f"encoder.block.{parts[2]}.{_INSIDE_GGUF_BLOCK[parts[3]]}{dot}{leaf}"
     return name

@@ -24,7 +24,8 @@ PAD = 0
 TEXT_TOKENS = 512  # longest text, its end token included
 
 # Where the tokenizer lies beside weights without one, most specific first: relative to their folder.
-FILES = ("{stem}.model", "spiece.model", "google/umt5-xxl/spiece.model", "umt5-xxl/spiece.model", "tokenizer.model")
+FILES = ("{stem}.model", "spiece.model", "google/umt5-xxl/spiece.model", "umt5-xxl/spiece.model", "tokenizer.model",
+         "../tokenizer/spiece.model")  # fmt: skip
 
 
 class Tokenizer:

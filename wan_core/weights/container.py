@@ -6,16 +6,19 @@ can run code.
 
 from __future__ import annotations
 
+import json
 import stat
 import struct
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ..errors import WeightsFileError
 from .gguf import read_gguf
-from .header import DOWNLOAD_AGAIN, LENGTH_BYTES, Header, read_safetensors
+from .header import DOWNLOAD_AGAIN, LENGTH_BYTES, Header, TensorEntry, read_safetensors
 
 PEEK = 512  # bytes
+INDEX = ".safetensors.index.json"
+MAX_SHARDS = 1000
 FORMAT_LIMIT = 100_000_000  # bytes; longest header that the safetensors library writes
 SAFETENSORS_INSTEAD = "Take the .safetensors file of the same model; this pack opens no pickle and no archive"
 THE_FILE_ITSELF = "Download the file itself (its download button or 'resolve' link), not the page that shows it"
@@ -30,7 +33,6 @@ SIGNATURES: tuple[tuple[str, tuple[bytes, ...]], ...] = (
 
 REFUSALS: dict[str, tuple[str, str]] = {  # container: (what it is, what to do)
     "missing": ("nothing under this name", "Check the name and the folder"),
-    "folder": ("a folder", "Give the weights file inside it"),
     "special": ("a device or pipe, not a file", "Give a regular file"),
     "empty": ("an empty file (0 bytes)", DOWNLOAD_AGAIN),
     "zeros": ("only zero bytes at its start: a download that never finished", DOWNLOAD_AGAIN),
@@ -44,7 +46,11 @@ REFUSALS: dict[str, tuple[str, str]] = {  # container: (what it is, what to do)
     "unknown": ("no format that holds weights", DOWNLOAD_AGAIN),
 }
 
-READERS: dict[str, Callable[[Path, int], Header]] = {"safetensors": read_safetensors, "gguf": read_gguf}
+READERS: dict[str, Callable[[Path, int], Header]] = {
+    "safetensors": read_safetensors,
+    "gguf": read_gguf,
+    "folder": lambda path, _: read_folder(path),
+}
 
 
 def container_of(path: Path) -> tuple[str, int]:
@@ -85,6 +91,64 @@ def read_header(path: str | Path) -> Header:
         return reader(path, size)
     found, remedy = REFUSALS[container]
     raise WeightsFileError("This is no weights file", where=repr(str(path)), found=found, remedy=remedy)
+
+
+def read_folder(path: Path) -> Header:
+    """Returns the headers of a folder's weights as one: what its index lists, else its only safetensors file.
+
+    Raises:
+        WeightsFileError: a listed file is missing or damaged, or the folder holds no weights or several without index.
+    """
+    indices = sorted(path.glob("*" + INDEX))
+    if len(indices) == 1:
+        files = _indexed(indices[0])
+    else:
+        files = sorted(path.glob("*.safetensors"))
+        if len(files) != 1:
+            raise WeightsFileError(
+                "This folder is no model",
+                where=repr(str(path)),
+                found=f"{len(files)} .safetensors files and {len(indices)} indices (*{INDEX})",
+                remedy="Give a weights file, or a folder with all shards of one model and its index",
+            )
+    tensors: dict[str, TensorEntry] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        header = read_header(file)
+        if twice := tensors.keys() & header.tensors.keys():
+            raise WeightsFileError(
+                "The shards of this model do not fit together",
+                where=repr(str(file)),
+                found=f"the tensor {min(twice)[:60]!r} in two of them",
+                remedy=DOWNLOAD_AGAIN,
+            )
+        tensors |= header.tensors
+        metadata |= header.metadata
+    return Header(path, tensors, metadata, "folder", tuple(files))
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The shards that an index lists: files beside it, by their plain names."""
+    try:
+        if index.stat().st_size > FORMAT_LIMIT:
+            raise ValueError("too large")
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if not names or len(names) > MAX_SHARDS or any(PurePath(name).name != name for name in names):
+            raise ValueError("names of other folders")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise WeightsFileError(
+            "The index of this folder is damaged", where=repr(str(index)), remedy=DOWNLOAD_AGAIN
+        ) from None
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise WeightsFileError(
+                "A shard of this model is missing",
+                where=repr(str(index.parent)),
+                found=f"no {name}",
+                expected=f"{len(names)} files, as {index.name} lists them",
+                remedy="Download the missing file into the folder",
+            )
+    return [index.parent / name for name in names]
 
 
 def _kind_of(start: bytes) -> str:

@@ -56,13 +56,11 @@ def _latent_channels(channels: int) -> Callable[[Shapes], bool]:
 
 LAYERS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 LORA_ENDS = (".lora_A.weight", ".lora_down.weight", ".lora_up.weight", ".lora_A.default.weight", ".lora.down.weight",
-             ".lora_A", ".lora_linear_layer.down.weight", ".lokr_w1", ".lokr_w1_a", ".hada_w1_a", ".oft_blocks", ".diff",
-             ".diff_b", "_lora.up.weight")  # fmt: skip
+             ".lora_A", ".lora_linear_layer.down.weight", ".lokr_w1", ".lokr_w1_a", ".hada_w1_a", ".oft_blocks",
+             ".diff", ".diff_b", "_lora.up.weight")  # fmt: skip
 
 FILES = (
     Family(LORA, "lora", "LoRA", _any_end(*LORA_ENDS)),
-    Family(DIFFUSION_MODEL, "diffusers", "Wan in the diffusers layout",
-           _has("condition_embedder.time_embedder.linear_1.weight")),
     Family(DIFFUSION_MODEL, "other", "diffusion model of another family",
            _any_start("double_blocks.", "single_blocks.", "joint_blocks.", "input_blocks.", "transformer_blocks.",
                       "model.diffusion_model.", "diffusion_model.", "down_blocks.", "double_stream_blocks.")),
@@ -70,6 +68,9 @@ FILES = (
     Family(TEXT_ENCODER, "umt5", "UMT5",
            _has("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight",
                 "blocks.1.pos_embedding.embedding.weight")),
+    Family(TEXT_ENCODER, "umt5", "UMT5",
+           _has("token_embd.weight", "enc.blk.0.attn_rel_b.weight", "enc.blk.1.attn_rel_b.weight")),
+    Family(TEXT_ENCODER, "t5", "T5", _has("token_embd.weight", "enc.blk.0.attn_q.weight")),
     Family(TEXT_ENCODER, "t5", "T5", _has("encoder.block.0.layer.0.SelfAttention.q.weight")),
     Family(TEXT_ENCODER, "language model", "language model", _any_start("model.layers.", "model.language_model.")),
     Family(CLIP_VISION, "clip_vision", "CLIP vision model", _any_start("vision_model.", "visual.", "model.visual.")),

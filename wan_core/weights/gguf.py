@@ -258,4 +258,4 @@ def read_gguf(path: Path, size: int) -> Header:
         for name, tensor in header.tensors.items()
     }
     texts = {key: value for key, value in header.metadata.items() if isinstance(value, str)}
-    return Header(path, tensors, texts)
+    return Header(path, tensors, texts, "gguf")

@@ -52,6 +52,8 @@ class Header:
     path: Path
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    container: str = "safetensors"  # or "gguf", "folder"
+    files: tuple[Path, ...] = ()  # of a folder: the files that hold the tensors
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config import TransformerConfig
@@ -29,7 +29,8 @@ class Checkpoint:
 
     header: Header
     family: Family
-    prefix: str = ""  # before every official name
+    prefix: str = ""  # before every official name; of diffusers names nothing
+    names: Mapping[str, str] = field(default_factory=dict)  # name in the file -> official name
     config: TransformerConfig | None = None  # of a Wan transformer
     expert: str | None = None  # "high", "low"; from the name only: the tensors of both experts look alike
     precision: str = "bf16"  # of most matrices: fp32, fp16, bf16, fp8_e4m3fn, fp8_e5m2, int8, packed, or a GGUF type
@@ -62,15 +63,18 @@ class Checkpoint:
         return self.header.metadata
 
     @property
+    def is_gguf(self) -> bool:
+        return self.header.container == "gguf"
+
+    @property
     def in_blocks(self) -> bool:
         """A GGUF file, whose matrices are blocks of packed numbers."""
         return any(entry.dtype in ggml.BLOCK_TYPES for entry in self.header.tensors.values())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{name without the prefix: shape} of the tensors under the prefix."""
-        cut = len(self.prefix)
-        return {name[cut:]: entry.shape for name, entry in self.header.tensors.items() if name.startswith(self.prefix)}
+        """{official name: shape} of the tensors that belong to it."""
+        return {official: self.header.tensors[name].shape for name, official in self.names.items()}
 
     @property
     def width(self) -> int | None:
@@ -78,7 +82,7 @@ class Checkpoint:
         shapes = self.shapes
         if self.kind == VAE:
             return shapes.get("conv2.weight", (None,))[0]
-        for name in ("shared.weight", "token_embedding.weight"):
+        for name in ("shared.weight", "token_embedding.weight", "token_embd.weight"):
             if self.kind == TEXT_ENCODER and name in shapes:
                 return shapes[name][-1]
         return None
@@ -98,16 +102,22 @@ def inspect(path: str | Path) -> Checkpoint:
         shapes = {name[len(prefix) :]: shape for name, shape in header.shapes.items() if name.startswith(prefix)}
         family = next((family for family in FILES if family.matches(shapes)), None)
         if family is not None and family.id != "other":
-            return Checkpoint(header, family, prefix, precision=_precision(header.tensors), quantised=_scaling(header))
-    family = next((family for family in FILES if family.matches(header.shapes)), NO_FAMILY)
-    return Checkpoint(header, family, precision=_precision(header.tensors), quantised=_scaling(header))
+            return _other(header, family, prefix)
+    return _other(header, next((family for family in FILES if family.matches(header.shapes)), NO_FAMILY), "")
+
+
+def _other(header: Header, family: Family, prefix: str) -> Checkpoint:
+    names = {name: name[len(prefix) :] for name in header.tensors if name.startswith(prefix)}
+    precision, quantised = _precision(header.tensors), _scaling(header)
+    return Checkpoint(header, family, prefix, names, precision=precision, quantised=quantised)
 
 
 def _transformer(header: Header) -> Checkpoint | None:
     spelling = spelling_of(header.tensors)
     if spelling is None:
         return None
-    tensors = {official: entry for name, entry in header.tensors.items() if (official := spelling.official(name))}
+    names = {name: official for name in header.tensors if (official := spelling.official(name))}
+    tensors = {official: header.tensors[name] for name, official in names.items()}
     shapes = {name: entry.shape for name, entry in tensors.items()}
     try:
         config = _overridden(TransformerConfig.from_shapes(shapes), header.metadata)
@@ -120,7 +130,7 @@ def _transformer(header: Header) -> Checkpoint | None:
             remedy=DOWNLOAD_AGAIN,
         ) from None
     expert = expert_of(f"{header.path.parent.name}/{header.path.name}")
-    return Checkpoint(header, family, spelling.prefix, config, expert, _precision(tensors), _scaling(header))
+    return Checkpoint(header, family, spelling.prefix, names, config, expert, _precision(tensors), _scaling(header))
 
 
 def _overridden(config: TransformerConfig, metadata: Mapping[str, str]) -> TransformerConfig:

@@ -14,11 +14,16 @@ DISTILLED = re.compile(
     r"(?<![a-z])(rcm|dmd|lcm)(?![a-z])",
     re.IGNORECASE,
 )
+# diffusers calls the low-noise expert the second transformer
+FOLDERS = {"transformer": HIGH, "transformer_2": LOW}
+OTHER_FOLDER = {"transformer": "transformer_2", "transformer_2": "transformer"}
 OTHER = {"high": "low", "low": "high", "h": "l", "l": "h"}
 
 
 def expert_of(name: str) -> str | None:
     """Returns "high" or "low" if the file name says so, else its folder; None if neither does or both words occur."""
+    if (last := PurePath(name.replace("\\", "/")).name) in FOLDERS:
+        return FOLDERS[last]
     for part in reversed(PurePath(name.replace("\\", "/")).parts[-2:]):
         for pattern in (EXPERT_WORD, EXPERT_LETTER):
             found = {match[1].lower() for match in pattern.finditer(part)}
@@ -44,6 +49,8 @@ def is_distilled(name: str) -> bool:
 
 
 def _swap(text: str) -> str:
+    if text in OTHER_FOLDER:
+        return OTHER_FOLDER[text]
     pattern = EXPERT_WORD if EXPERT_WORD.search(text) else EXPERT_LETTER
     return pattern.sub(lambda match: _like(OTHER[match[1].lower()], match[1]), text)
 

@@ -66,7 +66,7 @@ def _require_known(checkpoint: Checkpoint) -> None:
             expected="Wan 2.2 T2V-A14B, I2V-A14B, TI2V-5B or Wan 2.1 T2V",
             remedy="Open it with ComfyUI's Load Diffusion Model node" if native else place(DIFFUSION_MODEL),
         )
-    if checkpoint.quantised == "unmarked" or (checkpoint.precision == "packed" and not checkpoint.quantised):
+    if checkpoint.precision == "packed" and checkpoint.quantised in ("", "unmarked"):
         raise WrongModelError(
             "The quantisation of this file is not one that the pack reads",
             where=_path(checkpoint),

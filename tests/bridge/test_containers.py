@@ -1,0 +1,198 @@
+"""The same weights from every container and spelling: the model and the text encoder answer the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, quants
+from safetensors.torch import save_file
+
+from ..comfy_host import import_comfy
+
+import_comfy()
+
+import comfy.model_management as management
+from wancore.nodes.bridge.model import load_model
+from wancore.nodes.bridge.text_encoder import load_text_encoder
+from wancore.wan_core.errors import WeightsFileError, WrongModelError
+from wancore.wan_core.weights import inspect
+from wancore.wan_core.weights.keys import DIFFUSERS, DIFFUSERS_BLOCK
+
+from .quantised_files import build, family, is_block_matrix, weights
+
+META = family.T2V_HIGH.metadata
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+        management.unload_all_models()
+
+
+def predict(path: Path) -> torch.Tensor:
+    patcher = load_model(str(path))
+    management.load_models_gpu([patcher])
+    generator = torch.Generator().manual_seed(0)
+    noise, text = (torch.randn(size, generator=generator) for size in ((1, 16, 3, 8, 8), (1, 512, family.TEXT_DIM)))
+    return patcher.model.apply_model(noise, torch.tensor([0.9]), c_crossattn=text)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    path = tmp_path_factory.mktemp("one") / "wan2.2_t2v_high_noise_14B.safetensors"
+    save_file(weights(), path, metadata=META)
+    with torch.inference_mode():
+        return predict(path)
+
+
+def in_shards(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    names, table = sorted(tensors), {}
+    for number in range(shards):
+        file = f"diffusion_pytorch_model-{number + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[number::shards]}
+        save_file(part, folder / file, metadata=META)
+        table |= dict.fromkeys(part, file)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    return folder
+
+
+def diffusers_name(name: str) -> str:
+    rows = DIFFUSERS_BLOCK if name.startswith("blocks.") else DIFFUSERS
+    for theirs, ours in rows:
+        if theirs not in ("to_out", "proj_in") and not (theirs == "proj_out" and name.startswith("blocks.")):
+            name = f".{name}.".replace(f".{ours}.", f".{theirs}.")[1:-1]
+    return name
+
+
+def official_folder(folder: Path) -> Path:
+    return in_shards(folder / "Wan2.2-T2V-A14B" / "high_noise_model", weights())
+
+
+def diffusers_folder(folder: Path) -> Path:
+    return in_shards(folder / "transformer", {diffusers_name(name): tensor for name, tensor in weights().items()})
+
+
+def prefixed(folder: Path) -> Path:
+    path = folder / "Wan2_2-T2V-A14B-HIGH_bf16.safetensors"
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in weights().items()}, path, metadata=META)
+    return path
+
+
+@pytest.mark.parametrize("write", [official_folder, diffusers_folder, prefixed], ids=lambda write: write.__name__)
+def test_the_same_model_from_every_container(write, expected, tmp_path):
+    path = write(tmp_path)
+    assert inspect(path).expert == "high"
+    assert torch.equal(predict(path), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("shape", ["column", "row", "one"])
+def test_scales_without_a_mark(dtype, shape, tmp_path):
+    """LightX2V: one scale for each output channel; others: one for the matrix."""
+    top = 127.0 if dtype == torch.int8 else 448.0
+    stored, plain = {}, {}
+    for name, weight in weights().items():
+        stored[name] = plain[name] = weight.float()
+        if is_block_matrix(name, weight):
+            peak = weight.float().abs().amax(dim=1, keepdim=True)
+            scale = (peak.amax() if shape == "one" else peak) / top
+            scaled = weight.float() / scale
+            stored[name] = (scaled.round() if dtype == torch.int8 else scaled).to(dtype)
+            stored[name.replace("weight", "weight_scale")] = (scale.flatten() if shape == "row" else scale).clone()
+            plain[name] = stored[name].float() * scale
+    save_file(stored, tmp_path / "lightx2v.safetensors", metadata=META)
+    save_file(plain, tmp_path / "plain.safetensors", metadata=META)
+    ours = predict(tmp_path / "lightx2v.safetensors")
+    wanted = predict(tmp_path / "plain.safetensors")
+    assert (ours - wanted).norm() / wanted.norm() < 1e-5
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    folder = in_shards(tmp_path / "high_noise_model", weights())
+    (folder / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(WeightsFileError) as error:
+        inspect(folder)
+    assert "00002-of-00003" in error.value.found
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": 3}'])
+def test_a_damaged_index_is_refused(text, tmp_path):
+    (tmp_path / "x.safetensors.index.json").write_text(text)
+    with pytest.raises(WeightsFileError) as error:
+        inspect(tmp_path)
+    assert "index" in error.value.what
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises((WeightsFileError, WrongModelError)):
+        inspect(tmp_path)
+
+
+GGUF_NAMES = (
+    ("shared.", "token_embd."),
+    ("encoder.final_layer_norm.", "enc.output_norm."),
+    ("encoder.block.", "enc.blk."),
+    ("layer.0.layer_norm.", "attn_norm."),
+    ("layer.1.layer_norm.", "ffn_norm."),
+    ("layer.0.SelfAttention.relative_attention_bias.", "attn_rel_b."),
+    ("layer.0.SelfAttention.", "attn_"),
+    ("layer.1.DenseReluDense.wi_0.", "ffn_gate."),
+    ("layer.1.DenseReluDense.wi_1.", "ffn_up."),
+    ("layer.1.DenseReluDense.wo.", "ffn_down."),
+)
+
+
+def write_umt5(folder: Path) -> tuple[Path, Path]:
+    """The miniature text encoder as GGUF, in Q8_0 and with its vocabulary, and decoded as safetensors."""
+    tensors, number = build(family.TEXT_ENCODER, fp8=False), GGMLQuantizationType.Q8_0
+    model = sentencepiece.SentencePieceProcessor(model_proto=tensors["spiece_model"].numpy().tobytes())
+    writer, decoded = GGUFWriter(folder / "umt5-xxl-encoder-Q8_0.gguf", "t5encoder"), {}
+    size = range(model.get_piece_size())
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list([model.id_to_piece(index) for index in size])
+    writer.add_token_scores([model.get_score(index) for index in size])
+    kinds = ((model.is_unknown, 2), (model.is_control, 3), (model.is_unused, 5), (model.is_byte, 6))
+    writer.add_token_types([next((kind for test, kind in kinds if test(index)), 1) for index in size])
+    writer.add_eos_token_id(1), writer.add_pad_token_id(0), writer.add_unk_token_id(model.unk_id())
+    for name, tensor in tensors.items():
+        if name == "spiece_model":
+            decoded[name] = tensor
+            continue
+        theirs, array = name, tensor.float().numpy()
+        for ours, gguf in GGUF_NAMES:
+            theirs = theirs.replace(ours, gguf)
+        if array.ndim == 2 and array.shape[1] % 32 == 0:
+            packed = quants.quantize(array, number)
+            writer.add_tensor(theirs, packed, raw_dtype=number)
+            array = quants.dequantize(packed, number)
+        else:
+            writer.add_tensor(theirs, array)
+        table = name.endswith(("shared.weight", "relative_attention_bias.weight")) or array.ndim == 1
+        exact = torch.from_numpy(array.copy())
+        decoded[name] = exact.to(torch.bfloat16).float() if table else exact
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file(decoded, folder / "decoded.safetensors")
+    return folder / "umt5-xxl-encoder-Q8_0.gguf", folder / "decoded.safetensors"
+
+
+def test_gguf_text_encoder(tmp_path):
+    packed, decoded = write_umt5(tmp_path)
+    assert (inspect(packed).kind, inspect(packed).family.id) == ("text_encoder", "umt5")
+    contexts = []
+    for path in (packed, decoded):
+        clip = load_text_encoder(path)
+        tokens = clip.tokenize("a red circle moves to the right")
+        contexts.append((tokens, clip.encode_from_tokens(tokens)))
+    assert contexts[0][0] == contexts[1][0], "the rebuilt tokenizer cuts the text differently"
+    error = (contexts[0][1] - contexts[1][1]).norm() / contexts[1][1].norm()
+    assert error < 1e-4

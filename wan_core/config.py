@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+SOUND_BLOCKS = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)  # of S2V-14B; the tensors only tell how many
 HEAD_DIM = 128  # every published Wan checkpoint; the head count cannot be read from the tensors
 
 
@@ -29,6 +31,10 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     image_dim: int = 0  # width of the CLIP features that the cross-attention takes; 0: it takes none
     image_positions: int = 0  # learned positions of those features, for a first and a last picture; 0: none
+    audio_dim: int = 0  # width of the sound features; 0: takes no sound
+    audio_layers: int = 0  # layers of the sound encoder that are mixed
+    audio_tokens: int = 0  # tokens of sound for each latent frame
+    audio_blocks: tuple[int, ...] = ()  # blocks after which the sound comes in
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -62,4 +68,19 @@ class TransformerConfig:
             patch_size=(volume[0], volume[1], volume[2]),
             image_dim=shapes.get("img_emb.proj.0.weight", (0,))[0],
             image_positions=shapes.get("img_emb.emb_pos", (0, 0))[1],
+            **_sound(shapes, dim),
         )
+
+
+def _sound(shapes: Mapping[str, Sequence[int]], dim: int) -> dict[str, Any]:
+    """The fields of a checkpoint that takes sound."""
+    first = shapes.get("casual_audio_encoder.encoder.conv1_local.conv.weight")
+    if first is None:
+        return {}
+    layers = {name.split(".")[2] for name in shapes if name.startswith("audio_injector.injector.")}
+    return {
+        "audio_dim": first[1],
+        "audio_layers": shapes["casual_audio_encoder.weights"][1],
+        "audio_tokens": first[0] // (dim // 4),
+        "audio_blocks": SOUND_BLOCKS[: len(layers)],
+    }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import kernels
 from .adapters import AdapterRun
+from .adapters.parts import variant_parts
 from .blocks import Block
 from .conditioning import Conditioning, ContextGroup, TokenGroup
 from .config import TransformerConfig
@@ -124,6 +125,8 @@ class WanTransformer(nn.Module):
         self.head = Head(config, ops=ops, **place)
         if config.image_dim:
             self.img_emb = ImageEmbedding(config, ops=ops, **place)
+        for name, part in variant_parts(config, ops=ops, **place).items():
+            self.add_module(name, part)
 
     def forward(
         self, video: Tensor, timestep: Tensor, conditioning: Conditioning, hooks: Hooks | None = None
@@ -166,7 +169,7 @@ class WanTransformer(nn.Module):
     def embed(self, video: Tensor, timestep: Tensor, conditioning: Conditioning, hooks: Hooks) -> tuple[Tensor, Stream]:
         """Returns the tokens that enter the first block, [B, L, D], and what every block reads."""
         dtype = video.dtype
-        video = self._padded(self._with_concat(video, conditioning.concat))
+        video = self.padded(self._with_concat(video, conditioning.concat))
         tokens = self.patch_embedding(kernels.eager.wide(video)).to(
             self.residual_dtype or dtype
         )  # [B, D, F, H / 2, W / 2]
@@ -201,7 +204,7 @@ class WanTransformer(nn.Module):
             )
         return video
 
-    def _padded(self, video: Tensor) -> Tensor:
+    def padded(self, video: Tensor) -> Tensor:
         """Whole patches, filled up from the other side, as ComfyUI does; cut from the result again."""
         missing = [-size % patch for size, patch in zip(video.shape[2:], self.patch_size, strict=True)]
         if not any(missing):

@@ -11,7 +11,7 @@ import comfy.ldm.wan.model
 import comfy.model_base
 
 from ...wan_core.errors import WrongModelError
-from ...wan_core.tasks import FLF2V_21, I2V_21, I2V_A14B, T2V_1_3B, T2V_A14B, TI2V_5B, Task
+from ...wan_core.tasks import FLF2V_21, I2V_21, I2V_A14B, S2V_14B, T2V_1_3B, T2V_A14B, TI2V_5B, Task
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights.names import expert_of, is_distilled
 
@@ -68,6 +68,8 @@ def _path_of(model_patcher: Any) -> str | None:
 def _task_of(network: Any) -> Task:
     if network.out_dim == TI2V_5B.latent_channels:
         return TI2V_5B
+    if hasattr(network, "casual_audio_encoder"):
+        return S2V_14B
     if network.model_type == "i2v":
         return FLF2V_21 if "img_emb.emb_pos" in dict(network.named_parameters()) else I2V_21
     if network.in_dim > network.out_dim:

@@ -22,6 +22,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
+from ...wan_core.audio.conditioning import SoundInputs, sound_conditioning
 from ...wan_core.conditioning import Conditioning, ContextGroup
 from ...wan_core.config import TransformerConfig
 from ...wan_core.errors import InputError, WrongModelError
@@ -87,8 +88,21 @@ class HostedTransformer(WanTransformer):
             pad = partial(comfy.ldm.common_dit.pad_to_patch_size, patch_size=self.patch_size)
             x = torch.cat([pad(x), pad(time_dim_concat)], dim=2)
         contexts = () if clip_fea is None or not self.config.image_dim else (ContextGroup(clip_fea),)
-        velocity = super().forward(x, timestep, Conditioning(context, contexts=contexts), hooks_of(transformer_options))
+        conditioning = Conditioning(context, contexts=contexts)
+        if self.config.audio_dim:
+            conditioning = sound_conditioning(self, x, context, _sound_inputs(conds))
+        velocity = super().forward(x, timestep, conditioning, hooks_of(transformer_options))
         return velocity[:, :, :frames, :rows, :columns]
+
+
+def _sound_inputs(conds: dict[str, Any]) -> SoundInputs:
+    """What native Wan S2V is given, by ComfyUI's names."""
+    return SoundInputs(
+        sound=conds.get("audio_embed"),
+        reference=conds.get("reference_latent"),
+        motion=conds.get("reference_motion"),
+        pose=conds.get("control_video"),
+    )
 
 
 class WanModel(comfy.model_base.WAN21):
@@ -124,6 +138,18 @@ class WanModel5B(WanModel, comfy.model_base.WAN22):
     """TI2V-5B: latents of VAE 2.2, one timestep per latent frame where a mask keeps frames."""
 
 
+class WanModelS2V(WanModel, comfy.model_base.WAN22_S2V):
+    """S2V: sound, a reference picture, motion frames and poses, by the names of ComfyUI's conditioning."""
+
+    def __init__(self, model_config: Any, image_to_video: bool = False, device: Any = None) -> None:
+        super().__init__(model_config, image_to_video, device)
+        # Conditions that take memory like frames of the latent; 19 motion latents are packed into 1.5 frames of tokens.
+        self.memory_usage_factor_conds = ("reference_latent", "reference_motion")
+        self.memory_usage_shape_process = {
+            "reference_motion": lambda shape: [shape[0], shape[1], 1.5, shape[-2], shape[-1]]
+        }
+
+
 class WanConfig(comfy.supported_models.WAN21_T2V):
     """What ComfyUI wants to know of a model before it is built."""
 
@@ -143,6 +169,8 @@ class WanConfig(comfy.supported_models.WAN21_T2V):
     def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> Any:
         """Builds the model without weights."""
         model = WanModel5B if isinstance(self.latent_format, comfy.latent_formats.Wan22) else WanModel
+        if self.unet_config["audio_dim"]:
+            model = WanModelS2V
         sizes = self.unet_config
         return model(self, image_to_video=sizes["model_type"] == "i2v" and sizes["in_dim"] == 36, device=device)
 

@@ -19,7 +19,7 @@ from .small_trunk import COLUMNS, FRAMES, ROWS, TOKENS_PER_FRAME, noise, prompt,
 
 SHAPES = Path(__file__).parents[1] / "shapes"
 EXACT = 1e-6  # float32, the same sums in another order
-TRUNKS = ("t2v_A14B_expert", "i2v_A14B_expert", "ti2v_5B", "t2v_1.3B", "wan21_i2v_14B", "wan21_flf2v_14B")
+TRUNKS = ("t2v_A14B_expert", "i2v_A14B_expert", "ti2v_5B", "t2v_1.3B", "s2v_14B", "wan21_i2v_14B", "wan21_flf2v_14B")
 
 
 @pytest.fixture(scope="module")

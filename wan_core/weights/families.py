@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..config import TransformerConfig
-from ..tasks import FLF2V_21, I2V_21, I2V_A14B, T2V_1_3B, T2V_A14B, TI2V_5B
+from ..tasks import FLF2V_21, I2V_21, I2V_A14B, S2V_14B, T2V_1_3B, T2V_A14B, TI2V_5B
 
 Shapes = Mapping[str, tuple[int, ...]]
 DIFFUSION_MODEL, TEXT_ENCODER, VAE, LORA = "diffusion_model", "text_encoder", "vae", "lora"
@@ -95,7 +95,7 @@ def _plain(in_dim: int, out_dim: int, *, small: bool = False) -> Callable[[Shape
 TRUNKS = (  # files with `head.modulation`; names as in the official spelling
     Family(DIFFUSION_MODEL, "vace", "Wan VACE", _has("vace_patch_embedding.weight")),
     Family(DIFFUSION_MODEL, "camera", "Wan Fun Camera", _has("control_adapter.conv.weight")),
-    Family(DIFFUSION_MODEL, "s2v-14B", "Wan 2.2 S2V-14B", _has("casual_audio_encoder.encoder.final_linear.weight")),
+    Family(DIFFUSION_MODEL, S2V_14B.id, S2V_14B.title, _has("casual_audio_encoder.encoder.final_linear.weight")),
     Family(DIFFUSION_MODEL, "humo", "HuMo", _has("audio_proj.audio_proj_glob_1.layer.bias")),
     Family(DIFFUSION_MODEL, "animate-14B", "Wan 2.2 Animate-14B", _has("face_adapter.fuser_blocks.0.k_norm.weight")),
     Family(DIFFUSION_MODEL, "scail2", "SCAIL-2", _has("patch_embedding_mask.weight")),

@@ -63,7 +63,7 @@ def _require_known(checkpoint: Checkpoint) -> None:
             "This pack has no model for this file",
             where=_path(checkpoint),
             found=f"a {checkpoint.family.title}",
-            expected="Wan 2.2 T2V-A14B, I2V-A14B, TI2V-5B or Wan 2.1 T2V",
+            expected="Wan 2.2 T2V-A14B, I2V-A14B, TI2V-5B, S2V-14B or Wan 2.1 T2V",
             remedy="Open it with ComfyUI's Load Diffusion Model node" if native else place(DIFFUSION_MODEL),
         )
     if checkpoint.precision == "packed" and checkpoint.quantised in ("", "unmarked"):

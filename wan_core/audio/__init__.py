@@ -1,0 +1,1 @@
+"""Sound as the S2V model takes it."""

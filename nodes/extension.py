@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import decode, latents, loaders, lora, sampling, save, text
+from . import decode, latents, loaders, lora, sampling, save, sound, text
 
-FAMILIES = (loaders, lora, text, latents, sampling, decode, save)
+FAMILIES = (loaders, lora, text, latents, sound, sampling, decode, save)
 
 
 class WanExtension(ComfyExtension):

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..wan_core.sampling.presets import AUTO, OFFICIAL, OFFICIAL_SOLVERS, PRESETS, Settings
 from ..wan_core.sampling.schedules import SCHEDULES, official_schedule
-from .bridge import sampling
+from .bridge import clip_run, sampling
 from .bridge.schedule import native_samplers, native_schedulers, sampler_object
 from .bridge.show import show_on_node
 
@@ -190,7 +190,7 @@ class WanCoreKSampler(io.ComfyNode):
         wishes = Settings(preset, steps, cfg_high, cfg_low, shift, boundary, sampler_name, scheduler)
         run = sampling.Run(seed, denoise, start_at_step, end_at_step, add_noise)
         plan = sampling.plan(pair, wishes, run)
-        return io.NodeOutput(*sampling.sample(plan, positive, negative, latent, run, cls.hidden.unique_id))
+        return io.NodeOutput(*clip_run.sample(plan, positive, negative, latent, run, cls.hidden.unique_id))
 
 
 class WanCoreDualExpertGuider(io.ComfyNode):

@@ -24,6 +24,7 @@ class Member:
     layers: int | None = None  # kept transformer layers; None: all
     seed: int = 0
     fp8: bool = False  # the published file holds scaled fp8
+    fp16: bool = False  # the published file holds float16
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -42,6 +43,8 @@ VOCABULARY = 1024
 TRANSFORMER = {5120: 256, 13824: 512, 30720: 1536, 4096: TEXT_DIM}
 TRANSFORMER_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_DIM}})}
 VAE21 = {96: 8, 192: 16, 384: 32, 768: 64, 1152: 96}
+SOUND = {**TRANSFORMER, 10240: 512, 2560: 128, 1280: 64, 1024: 64}  # 64 features of sound, a quarter of the width
+WAV2VEC2 = {1024: 64, 4096: 256, 64: 4}  # all 24 layers: S2V mixes them; the convolutions keep their 512 channels
 UMT5 = {4096: TEXT_DIM, 10240: 512, 256384: VOCABULARY, 64: 4}
 
 T2V_HIGH = Member(
@@ -69,7 +72,21 @@ TEXT_ENCODER = Member(
 )
 VAE = Member("vae", "wan_2.1_vae.safetensors", "vae21.json", VAE21, seed=4)
 
-MEMBERS = (T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE)
+S2V = Member(
+    "diffusion_models",
+    "wan2.2_s2v_14B_fp8_scaled.safetensors",
+    "s2v_14B.json",
+    SOUND,
+    layers=5,
+    seed=7,
+    fp8=True,
+    metadata=TRANSFORMER_METADATA,
+)
+AUDIO_ENCODER = Member(
+    "audio_encoders", "wav2vec2_large_english_fp16.safetensors", "wav2vec2_large.json", WAV2VEC2, seed=8, fp16=True
+)
+
+MEMBERS = (T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE, S2V, AUDIO_ENCODER)
 LORAS = (
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors", T2V_HIGH.name, 8, 5),
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors", T2V_LOW.name, 8, 6),

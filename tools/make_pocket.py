@@ -57,6 +57,8 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "gamma" or (leaf == "weight" and len(shape) == 1):
         return 1 + 0.2 * noise
+    if leaf == "weights":  # shares of the sound encoder's layers, which must not cancel out
+        return 1 + 0.2 * noise
     if leaf in ("bias", "modulation"):
         return 0.1 * noise
     if "embedding.weight" in name and "patch" not in name:
@@ -87,9 +89,9 @@ def scale_to_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def build(member: family.Member, *, fp8: bool) -> dict[str, Tensor]:
     """All tensors of one file: bfloat16, or the published precision."""
+    dtype = torch.float16 if member.fp16 else torch.bfloat16
     weights = {
-        published_name(name, member): draw(name, shape, member.seed).to(torch.bfloat16)
-        for name, shape in shapes_of(member)
+        published_name(name, member): draw(name, shape, member.seed).to(dtype) for name, shape in shapes_of(member)
     }
     if fp8 and member.fp8:
         weights = scale_to_fp8(weights)

@@ -11,6 +11,7 @@ from comfy.model_management import intermediate_device
 
 from ...wan_core import geometry
 from ...wan_core.errors import InputError, WrongModelError
+from .clips import CLIPS, ClipPlan
 from .latents import FRAME_RATE, LatentGrid, grid_of
 from .progress import progress
 from .vae import decode_chunks
@@ -30,13 +31,17 @@ def decode_clips(
     """
     samples = _checked(latent["samples"], grid_of(vae))
     rate = Fraction(latent.get(FRAME_RATE) or grid_of(vae).frame_rate).limit_denominator(1001)
-    frames = 1 + (samples.shape[2] - 1) * geometry.FRAME_STRIDE
+    plan: ClipPlan | None = latent.get(CLIPS)
+    frames = plan.length(samples) if plan else 1 + (samples.shape[2] - 1) * geometry.FRAME_STRIDE
+    if plan:
+        plan.warn_of_missing(samples)
     show = progress(frames * samples.shape[0])
     images = _Store(frames * samples.shape[0]) if with_images else None
     videos = []
-    for item in samples.split(1):
+    for number, item in enumerate(samples.split(1)):
         clip = _Store(frames)
-        for chunk in _finite(decode_chunks(vae, item)):
+        chunks = plan.decode(vae, samples, number) if plan else decode_chunks(vae, item)
+        for chunk in _finite(chunks):
             clip.add(to_bytes(chunk))
             if images:
                 images.add(chunk.float())

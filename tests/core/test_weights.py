@@ -325,6 +325,7 @@ def models(tmp_path):
         "i2v_low": ("wan2.2_i2v_low_noise_14B.safetensors", "i2v_A14B_expert"),
         "5b": ("wan2.2_ti2v_5B.safetensors", "ti2v_5B"),
         "s2v": ("wan2.2_s2v_14B.safetensors", "s2v_14B"),
+        "vace": ("wan2.1_vace_14B.safetensors", "vace_14B"),
         "vae21": ("wan_2.1_vae.safetensors", "vae21"),
         "vae22": ("wan2.2_vae.safetensors", "vae22"),
         "text": ("umt5_xxl.safetensors", "umt5_xxl"),
@@ -346,7 +347,7 @@ def test_pairs(models, tmp_path):
 
 def test_every_file_in_every_wrong_place_is_refused(models):
     right = {
-        "diffusion_model": {"t2v_high", "t2v_low", "i2v_low", "5b"},
+        "diffusion_model": {"t2v_high", "t2v_low", "i2v_low", "5b", "s2v"},
         "vae": {"vae21", "vae22"},
         "text_encoder": {"text"},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..errors import WrongModelError
-from .families import DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
+from .families import AUDIO_ENCODER, DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
 
@@ -15,6 +15,7 @@ FOLDERS = {
     TEXT_ENCODER: "models/text_encoders",
     VAE: "models/vae",
     LORA: "models/loras",
+    AUDIO_ENCODER: "models/audio_encoders",
 }
 VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
 TEXT_ENCODER_FILE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
@@ -23,6 +24,7 @@ KIND_FILES = {
     TEXT_ENCODER: TEXT_ENCODER_FILE,
     VAE: f"{VAE_FILES[16]} (or {VAE_FILES[48]} for TI2V-5B)",
     LORA: "a Wan LoRA",
+    AUDIO_ENCODER: "wav2vec2_large_english_fp16.safetensors",
 }
 
 
@@ -46,6 +48,14 @@ def require(checkpoint: Checkpoint, kind: str) -> None:
         )
     if kind == DIFFUSION_MODEL:
         _require_known(checkpoint)
+    elif kind == AUDIO_ENCODER and checkpoint.family.id != "wav2vec2":
+        raise WrongModelError(
+            "This audio encoder is not the one of Wan S2V",
+            where=_path(checkpoint),
+            found=f"a {checkpoint.family.title}",
+            expected="wav2vec2",
+            remedy=place(kind),
+        )
     elif kind in (TEXT_ENCODER, VAE) and checkpoint.family.id not in ("umt5", "vae21", "vae22"):
         raise WrongModelError(
             f"This {wanted} is not Wan's",

@@ -48,7 +48,7 @@ def test_detects_every_transformer(tmp_path, name, prefix):
 
 
 def test_every_shape_file_is_detected():
-    known = set(FAMILIES) | {"umt5_xxl", "vae21", "vae22"}
+    known = set(FAMILIES) | {"umt5_xxl", "vae21", "vae22", "wav2vec2_large"}
     assert {path.stem for path in files.SHAPES.glob("*.json")} == known
 
 

@@ -22,26 +22,33 @@ from torch import Tensor
 
 from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.wan21 import VAE21Config, WanVAE21
+from ...wan_core.vae.wan22 import VAE22Config, WanVAE22
 from ...wan_core.weights.families import VAE
-from ...wan_core.weights.inspect import inspect
+from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.keys import check_tensors
 from ...wan_core.weights.pairing import require
 from .ops import wan_operations
 
 Shapes = Mapping[str, tuple[int, ...]]
+VAE22 = "vae22"  # id of the file family
 
 
-class HostedVAE21(WanVAE21):
-    """VAE 2.1 as the native VAE object calls it."""
+class Hosted:
+    """What the native VAE object calls, over one of our VAEs."""
 
     comfy_has_chunked_io = True  # native code leaves whole clips in RAM, and passes the buffer for the decoded frames
+    config: VAE21Config | VAE22Config
+    compression: int
 
     def decode(self, latent: Tensor, output_buffer: Tensor | None = None, **options: Any) -> Tensor:
-        """raw latent [B, C, F, H, W] -> video [B, 3, 4F - 3, H * 8, W * 8], into `output_buffer` where one is given."""
+        """raw latent [B, C, F, H, W] -> video [B, 3, 4F - 3, H * 8, W * 8], into `output_buffer` where one is given.
+
+        VAE 2.2: H * 16, W * 16.
+        """
         if output_buffer is None:
-            return super().decode(latent)
+            return super().decode(latent)  # pyright: ignore[reportAttributeAccessIssue]
         start = 0
-        for chunk in self.decode_chunks(latent):
+        for chunk in self.decode_chunks(latent):  # pyright: ignore[reportAttributeAccessIssue]
             output_buffer[:, :, start : start + chunk.shape[2]].copy_(chunk)
             start += chunk.shape[2]
         return output_buffer
@@ -49,13 +56,20 @@ class HostedVAE21(WanVAE21):
     def decode_output_shape(self, latent_shape: torch.Size) -> tuple[int, ...]:
         """Shape of the video that a latent of this shape becomes."""
         batch, _, frames, height, width = latent_shape
-        return batch, self.config.out_channels, 4 * frames - 3, height * 8, width * 8
+        size = height * self.compression, width * self.compression
+        return batch, self.config.out_channels, 4 * frames - 3, *size
+
+
+class HostedVAE21(Hosted, WanVAE21):
+    """VAE 2.1 in ComfyUI."""
+
+
+class HostedVAE22(Hosted, WanVAE22):
+    """VAE 2.2 in ComfyUI."""
 
 
 def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> comfy.sd.VAE:
-    """Loads a Wan VAE; `dtype` is what it computes in (None: what ComfyUI chooses for this GPU).
-
-    A VAE 2.2 becomes ComfyUI's own object, without our module.
+    """Loads a Wan VAE, 2.1 or 2.2; `dtype` is what it computes in (None: what ComfyUI chooses for this GPU).
 
     Raises:
         WeightsFileError: the file cannot be read as weights.
@@ -63,11 +77,8 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> comfy.sd.
     """
     checkpoint = inspect(path)
     require(checkpoint, VAE)
-    path = str(checkpoint.path)
-    if checkpoint.family.id != "vae21":
-        return _native(path, dtype)
-    vae = _configured(checkpoint.shapes, dtype)
-    _install(vae, path, checkpoint.prefix)
+    vae = _configured(checkpoint, dtype)
+    _install(vae, str(checkpoint.path), checkpoint.prefix)
     return vae
 
 
@@ -118,19 +129,27 @@ def _next_images(vae: comfy.sd.VAE, chunks: Iterator[Tensor]) -> Tensor | None:
     return vae.process_output(pixels)[0].movedim(0, -1)
 
 
-def _configured(shapes: Shapes, dtype: torch.dtype | None, device: torch.device | None = None) -> comfy.sd.VAE:
-    """A native VAE object with everything but weights."""
+def _configured(checkpoint: Checkpoint, dtype: torch.dtype | None) -> comfy.sd.VAE:
+    """A native VAE object with everything but weights. The native VAE 2.2 has the published sizes only."""
     with torch.device("meta"):
-        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
-        return comfy.sd.VAE(sd=tensors, device=device, dtype=dtype)
+        shapes = {name: torch.empty(shape) for name, shape in checkpoint.shapes.items()}
+        tensors = WanVAE22(VAE22Config()).state_dict() if checkpoint.family.id == VAE22 else shapes
+        return comfy.sd.VAE(sd=tensors, dtype=dtype)
+
+
+def _model(shapes: Shapes) -> HostedVAE21 | HostedVAE22:
+    """Our module for the tensors of a file, still without weights."""
+    parts = {"ops": wan_operations(comfy.ops.disable_weight_init), "attention": vae_attention()}
+    if any(name.startswith("decoder.upsamples.0.upsamples.") for name in shapes):
+        return HostedVAE22(VAE22Config.from_shapes(shapes), **parts)
+    return HostedVAE21(VAE21Config.from_shapes(shapes), **parts)
 
 
 def _install(vae: comfy.sd.VAE, path: str, prefix: str, *, disable_dynamic: bool = False) -> None:
     """Puts our module with the file's weights into a configured VAE object, in the order that native code does it."""
     weights = _state_dict(path, prefix)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    operations = wan_operations(comfy.ops.disable_weight_init)
-    model = HostedVAE21(VAE21Config.from_shapes(shapes), ops=operations, attention=vae_attention())
+    model = _model(shapes)
     check_tensors(repr(path), shapes, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     model = model.eval().requires_grad_(False).to(vae.vae_dtype)
     comfy.model_management.archive_model_dtypes(model)
@@ -147,7 +166,7 @@ def _install(vae: comfy.sd.VAE, path: str, prefix: str, *, disable_dynamic: bool
 def _patcher(path: str, dtype: torch.dtype, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """Reads the VAE again for another device or another kind of patcher."""
     checkpoint = inspect(path)
-    vae = _configured(checkpoint.shapes, dtype)
+    vae = _configured(checkpoint, dtype)
     _install(vae, path, checkpoint.prefix, disable_dynamic=disable_dynamic)
     return vae.patcher
 
@@ -155,10 +174,3 @@ def _patcher(path: str, dtype: torch.dtype, disable_dynamic: bool = False) -> co
 def _state_dict(path: str, prefix: str) -> dict[str, Tensor]:
     tensors = comfy.utils.load_torch_file(path)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _native(path: str, dtype: torch.dtype | None) -> comfy.sd.VAE:
-    tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    vae = comfy.sd.VAE(sd=tensors, metadata=metadata, dtype=dtype)
-    vae.patcher.cached_patcher_init = (comfy.sd.load_vae_patcher, (path, metadata, None))
-    return vae

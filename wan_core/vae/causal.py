@@ -4,12 +4,13 @@ B batch, C channels, F frames, H/W rows and columns; every tensor is [B, C, F, H
 A layer that looks back keeps its last input frames in the FrameCache of the call; the modules hold weights only.
 The convolutions are the host's plain Conv3d, so that parameters carry the official names; `causal_conv` makes them
 causal. Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; the chunk rules of the resamplers are its cached
-code, solved for any chunk size. Parity in tests/core/test_vae21.py.
+code, solved for any chunk size. Parity in tests/core/test_vae21.py and test_vae22.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,19 @@ class FrameCache:
         new = layer not in self._started
         self._started.add(layer)
         return new
+
+
+@dataclass
+class Repetition:
+    """A chunk that comes several times in a row: grey frames, a still.
+
+    A layer that has seen the same chunk for so long that its cache holds nothing else gives the same output from then
+    on. So the layers settle one after the other, the full-size ones, which cost most, first; a settled layer is not
+    computed again. Kept is the output of the last settled one.
+    """
+
+    turn: int = 0  # how many times the chunk came before
+    settled: Tensor | None = None
 
 
 def causal_conv(conv: nn.Module, x: Tensor, cache: FrameCache, ops: type[Ops]) -> Tensor:
@@ -109,6 +123,8 @@ class Layers:
 class ResidualBlock(nn.Module):
     """Norm, SiLU and causal convolution twice, beside a shortcut."""
 
+    lookback, stride = 4, 1  # input frames before a frame that its output depends on; input frames per output
+
     def __init__(self, layers: Layers, inputs: int, outputs: int) -> None:
         super().__init__()
         self.ops = layers.ops
@@ -132,6 +148,8 @@ class ResidualBlock(nn.Module):
 
 class AttentionBlock(nn.Module):
     """Self-attention inside each frame, added to its input."""
+
+    lookback, stride = 0, 1
 
     def __init__(self, layers: Layers, channels: int, attention: SpatialAttention) -> None:
         super().__init__()
@@ -158,6 +176,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.resample = nn.ModuleDict({"1": layers.conv2d(channels, channels, 3, stride=2)})  # 0 is the padding
         self.time_conv = layers.conv3d(channels, channels, (3, 1, 1), stride=2) if temporal else None
+        self.lookback, self.stride = (2, 2) if temporal else (0, 1)
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
         """x [B, C, F, H, W] -> [B, C, F', H / 2, W / 2]; F' can be 0 where a chunk is short."""
@@ -209,6 +228,8 @@ class Upsample(nn.Module):
 class CausalVAE(nn.Module):
     """Encoder and decoder around a causal latent; `conv1` and `conv2` mix the latent's channels on either side."""
 
+    compression = 8  # pixels to a latent row or column
+
     def __init__(
         self,
         statistics: LatentStatistics,
@@ -234,17 +255,32 @@ class CausalVAE(nn.Module):
         return pixels
 
     def encode(self, video: Tensor, *, frames: int = ENCODE_FRAMES, device: torch.device | None = None) -> Tensor:
-        """video [B, 3, F, H, W] in -1..1 -> raw latent [B, C, (F - 1) // 4 + 1, H / 8, W / 8].
+        """video [B, 3, F, H, W] in -1..1 -> raw latent [B, C, (F - 1) // 4 + 1, H / 8, W / 8]; VAE 2.2: / 16.
 
         Frames after the last whole 4n+1 are left out. `frames` is the size of a chunk and never changes the result;
         `device` is where chunks are computed (None: where the video is), so that a long clip can stay in RAM.
         """
-        cache, latents = FrameCache(), []
         end = 1 + (video.shape[2] - 1) // 4 * 4
-        for start, stop in chunk_bounds(end, frames):
-            chunk = self.encoder(self.fold(video[:, :, start:stop].to(device or video.device)), cache)
-            if chunk is not None:
-                latents.append(chunk)
+        return self.encode_parts(
+            ((video[:, :, start:stop], 1) for start, stop in chunk_bounds(end, frames)), device=device
+        )
+
+    def encode_parts(self, parts: Iterable[tuple[Tensor, int]], *, device: torch.device | None = None) -> Tensor:
+        """Encodes a clip given as (frames [B, 3, F, H, W] in -1..1, how many times they come) -> raw latent.
+
+        The first part is one frame, once; the others any number, and 4 or 8 or ... where they come more than once.
+        What repeats is computed until it has settled: the same result as the whole clip's, in less time.
+        """
+        cache, latents = FrameCache(), []
+        for part, times in parts:
+            frames = self.fold(part.to(device or part.device))
+            repetition = Repetition() if times > 1 else None
+            for turn in range(times):
+                if repetition:
+                    repetition.turn = turn
+                chunk = self.encoder(frames, cache, repetition)
+                if chunk is not None:
+                    latents.append(chunk)
         mean, _log_variance = self.conv1(torch.cat(latents, dim=2)).chunk(2, dim=1)
         return mean
 

@@ -5,27 +5,16 @@ Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; parity in tests/core/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from ..ops import Ops, TorchOps
-from .causal import (
-    AttentionBlock,
-    CausalVAE,
-    Downsample,
-    FrameCache,
-    Layers,
-    ResidualBlock,
-    SpatialAttention,
-    Upsample,
-    attention,
-    causal_conv,
-)
+from .causal import CausalVAE, Downsample, Layers, ResidualBlock, SpatialAttention, Upsample, attention
 from .latents import WAN21
+from .towers import Decoder, Encoder
 
 MULTIPLES = (1, 2, 4, 4)  # width of each level, in units of the stem's
 TEMPORAL = (False, True, True)  # which of the encoder's downsamplers halve the frames; the decoder's mirror them
@@ -58,63 +47,6 @@ class VAE21Config:
         )
 
 
-class Encoder(nn.Module):
-    """Pixels to the two halves of a latent distribution, chunk by chunk."""
-
-    def __init__(self, layers: Layers, config: VAE21Config, attention: SpatialAttention) -> None:
-        super().__init__()
-        self.ops = layers.ops
-        width = config.encoder_dim
-        self.conv1 = layers.conv3d(config.in_channels, width, (3, 3, 3))
-        self.downsamples = nn.ModuleList()
-        for level, multiple in enumerate(MULTIPLES):
-            for _ in range(RESIDUAL_BLOCKS):
-                self.downsamples.append(ResidualBlock(layers, width, config.encoder_dim * multiple))
-                width = config.encoder_dim * multiple
-            if level < len(TEMPORAL):
-                self.downsamples.append(Downsample(layers, width, TEMPORAL[level]))
-        self.middle = middle(layers, width, attention)
-        self.head = head(layers, width, config.latent_channels * 2)
-
-    def forward(self, x: Tensor, cache: FrameCache) -> Tensor | None:
-        """x [B, 3, F, H, W] -> [B, 2 * latent channels, F', H / 8, W / 8]; None when no latent frame is whole yet."""
-        x = causal_conv(self.conv1, x, cache, self.ops)
-        for layer in self.downsamples:
-            x = layer(x, cache)
-            if not x.shape[2]:
-                return None
-        for layer in self.middle:
-            x = layer(x, cache)
-        return causal_conv(self.head["2"], functional.silu(self.head["0"](x)), cache, self.ops)
-
-
-class Decoder(nn.Module):
-    """Latents to pixels, chunk by chunk."""
-
-    def __init__(self, layers: Layers, config: VAE21Config, attention: SpatialAttention) -> None:
-        super().__init__()
-        self.ops = layers.ops
-        width = config.decoder_dim * MULTIPLES[-1]
-        self.conv1 = layers.conv3d(config.latent_channels, width, (3, 3, 3))
-        self.middle = middle(layers, width, attention)
-        self.upsamples = nn.ModuleList()
-        for level, multiple in enumerate(reversed(MULTIPLES)):
-            for _ in range(RESIDUAL_BLOCKS + 1):
-                self.upsamples.append(ResidualBlock(layers, width, config.decoder_dim * multiple))
-                width = config.decoder_dim * multiple
-            if level < len(TEMPORAL):
-                self.upsamples.append(Upsample(layers, width, width // 2, tuple(reversed(TEMPORAL))[level]))
-                width //= 2
-        self.head = head(layers, width, config.out_channels)
-
-    def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """x [B, latent channels, F, H, W] -> [B, 3, 4F (less 3 for the first chunk), H * 8, W * 8]."""
-        x = causal_conv(self.conv1, x, cache, self.ops)
-        for layer in (*self.middle, *self.upsamples):
-            x = layer(x, cache)
-        return causal_conv(self.head["2"], functional.silu(self.head["0"](x)), cache, self.ops)
-
-
 class WanVAE21(CausalVAE):
     """The causal VAE of Wan 2.1. Its latents are raw; `statistics` normalises them."""
 
@@ -130,20 +62,46 @@ class WanVAE21(CausalVAE):
         layers, channels = Layers(ops, device, dtype), config.latent_channels
         super().__init__(
             WAN21,
-            encoder=Encoder(layers, config, attention),
-            decoder=Decoder(layers, config, attention),
+            encoder=Encoder(
+                layers,
+                downsamples(layers, config.encoder_dim),
+                inputs=config.in_channels,
+                widths=(config.encoder_dim, config.encoder_dim * MULTIPLES[-1]),
+                outputs=channels * 2,
+                attention=attention,
+            ),
+            decoder=Decoder(
+                layers,
+                upsamples(layers, config.decoder_dim),
+                inputs=channels,
+                widths=(config.decoder_dim * MULTIPLES[-1], config.decoder_dim),
+                outputs=config.out_channels,
+                attention=attention,
+            ),
             conv1=layers.conv3d(channels * 2, channels * 2, (1, 1, 1)),
             conv2=layers.conv3d(channels, channels, (1, 1, 1)),
         )
         self.config = config
 
 
-def middle(layers: Layers, width: int, attention: SpatialAttention) -> nn.ModuleList:
-    """The lowest level of encoder and decoder."""
-    block = ResidualBlock(layers, width, width)
-    return nn.ModuleList((block, AttentionBlock(layers, width, attention), ResidualBlock(layers, width, width)))
+def downsamples(layers: Layers, unit: int) -> Iterator[nn.Module]:
+    """The levels of the encoder, one after the other in one list."""
+    width = unit
+    for level, multiple in enumerate(MULTIPLES):
+        for _ in range(RESIDUAL_BLOCKS):
+            yield ResidualBlock(layers, width, unit * multiple)
+            width = unit * multiple
+        if level < len(TEMPORAL):
+            yield Downsample(layers, width, TEMPORAL[level])
 
 
-def head(layers: Layers, width: int, outputs: int) -> nn.ModuleDict:
-    """The last norm and convolution; 1 of the official sequence is the SiLU."""
-    return nn.ModuleDict({"0": layers.norm(width), "2": layers.conv3d(width, outputs, (3, 3, 3))})
+def upsamples(layers: Layers, unit: int) -> Iterator[nn.Module]:
+    """The levels of the decoder, one after the other in one list."""
+    width = unit * MULTIPLES[-1]
+    for level, multiple in enumerate(reversed(MULTIPLES)):
+        for _ in range(RESIDUAL_BLOCKS + 1):
+            yield ResidualBlock(layers, width, unit * multiple)
+            width = unit * multiple
+        if level < len(TEMPORAL):
+            yield Upsample(layers, width, width // 2, tuple(reversed(TEMPORAL))[level])
+            width //= 2

@@ -19,6 +19,7 @@ CUSTOM = "custom"  # the choice that reads width and height
 PATCH = 2  # latent rows and columns of one token
 LARGEST_SIDE = 4096  # pixels; far above what the models were trained on
 LONGEST = 10_001  # frames
+TI2V_MULTIPLE = 32  # pixels; of the 5B
 FRAME_STRIDE = 4  # frames of one latent frame, after the first
 
 VIDEO_SIZES: dict[str, Size] = {
@@ -32,6 +33,10 @@ VIDEO_SIZES: dict[str, Size] = {
 IMAGE_SIZES: dict[str, Size] = {
     f"{width}x{height}": (width, height)
     for width, height in ((1024, 1024), (1280, 720), (720, 1280), (1152, 864), (864, 1152), (832, 480), (480, 832))
+}
+ASPECT_SIZES: dict[str, Size] = {  # choices that keep a picture's aspect, and the size whose area they keep
+    "480p at the image's aspect": (832, 480),
+    "720p at the image's aspect": (1280, 720),
 }
 _HD: tuple[Size, ...] = ((1280, 720), (720, 1280))
 _SD: tuple[Size, ...] = ((832, 480), (480, 832))
@@ -80,6 +85,36 @@ def choose_size(presets: Mapping[str, Size], choice: str, custom: Size, multiple
             remedy="Choose one of these, or custom with width and height",
         )
     return snap_size(presets[choice], multiple)
+
+
+def size_at_aspect(picture: Size, area: Size, multiple: int) -> Size:
+    """Returns the official size of a clip of the picture's aspect and about the area of the size `area`.
+
+    Source: wan/image2video.py for multiples of 16 and wan/utils/utils.py (best_output_size) for 32, at 42bf4cf; in
+    float64, whose rounding belongs to it: 832x480 at its own area becomes 832x464.
+    """
+    if multiple == TI2V_MULTIPLE:
+        return _nearest_aspect(picture, math.prod(snap_size(area, multiple)), multiple)
+    aspect = picture[1] / picture[0]
+    height = round(math.sqrt(math.prod(area) * aspect) // 8 // PATCH * PATCH) * 8
+    width = round(math.sqrt(math.prod(area) / aspect) // 8 // PATCH * PATCH) * 8
+    return max(width, multiple), max(height, multiple)
+
+
+def _nearest_aspect(picture: Size, area: int, multiple: int) -> Size:
+    """Rounds down the width, then the height, or the other way round: whichever keeps the aspect better."""
+    aspect = picture[0] / picture[1]
+    ideal_width = (area * aspect) ** 0.5
+    ideal_height = area / ideal_width
+    width = max(int(ideal_width // multiple * multiple), multiple)
+    by_width = width, max(int(area / width // multiple * multiple), multiple)
+    height = max(int(ideal_height // multiple * multiple), multiple)
+    by_height = max(int(area / height // multiple * multiple), multiple), height
+
+    def distortion(size: Size) -> float:
+        return max(aspect / (size[0] / size[1]), (size[0] / size[1]) / aspect)
+
+    return by_width if distortion(by_width) < distortion(by_height) else by_height
 
 
 def require_side(pixels: int, multiple: int, name: str) -> int:

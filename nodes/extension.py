@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import decode, latents, loaders, lora, sampling, save, sound, text
+from . import decode, images, latents, loaders, lora, sampling, save, text
 
-FAMILIES = (loaders, lora, text, latents, sound, sampling, decode, save)
+FAMILIES = (loaders, lora, text, latents, images, sampling, decode, save)
 
 
 class WanExtension(ComfyExtension):

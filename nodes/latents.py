@@ -8,13 +8,13 @@ from comfy_api.latest import io
 
 from ..wan_core import geometry
 from ..wan_core.errors import InputError
-from .bridge.latents import empty_latent, grid_of
+from .bridge.latents import LatentGrid, empty_latent, grid_of
 from .bridge.show import show_on_node
 
 STEP = 16  # pixels; what every Wan model takes, the 5B takes every second of them
 
 
-def _size_inputs(sizes: dict[str, geometry.Size], default: str) -> tuple[io.Input, io.Input, io.Input]:
+def size_inputs(sizes: dict[str, geometry.Size], default: str) -> tuple[io.Input, io.Input, io.Input]:
     """Returns the size choice and the two widgets that it reads when it is custom."""
     width, height = sizes[default]
 
@@ -40,7 +40,33 @@ def _size_inputs(sizes: dict[str, geometry.Size], default: str) -> tuple[io.Inpu
     return choice, side("width", width), side("height", height)
 
 
-def _batch_input(what: str) -> io.Input:
+def seconds_input() -> io.Input:
+    """Returns the widget of a clip's duration."""
+    return io.Float.Input(
+        "seconds",
+        default=5.0,
+        min=0.0,
+        max=600.0,
+        step=0.25,
+        tooltip="Duration in seconds at the model's frame rate: 16 for 14B, 24 for the 5B. The models were "
+        "trained on 5; longer clips tend to repeat themselves. Takes the nearest length of 4n+1 frames.",
+    )
+
+
+def length_input() -> io.Input:
+    """Returns the widget of a clip's length in frames."""
+    return io.Int.Input(
+        "length",
+        default=0,
+        min=0,
+        max=geometry.LONGEST,
+        advanced=True,
+        tooltip="Frames, 4n+1: 81 is 5 seconds for 14B, 121 for the 5B. 0 takes it from seconds.",
+    )
+
+
+def batch_input(what: str) -> io.Input:
+    """Returns the widget of the batch size."""
     return io.Int.Input(
         "batch_size",
         default=1,
@@ -55,7 +81,7 @@ class WanCoreTextToVideo(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        size, width, height = _size_inputs(geometry.VIDEO_SIZES, next(iter(geometry.VIDEO_SIZES)))
+        size, width, height = size_inputs(geometry.VIDEO_SIZES, next(iter(geometry.VIDEO_SIZES)))
         return io.Schema(
             node_id="WanCoreTextToVideo",
             display_name="Wan Text to Video",
@@ -65,24 +91,9 @@ class WanCoreTextToVideo(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="The model's VAE: it decides the latent's channels and the frame rate."),
                 size,
-                io.Float.Input(
-                    "seconds",
-                    default=5.0,
-                    min=0.0,
-                    max=600.0,
-                    step=0.25,
-                    tooltip="Duration in seconds at the model's frame rate: 16 for 14B, 24 for the 5B. The models were "
-                    "trained on 5; longer clips tend to repeat themselves. Takes the nearest length of 4n+1 frames.",
-                ),
-                io.Int.Input(
-                    "length",
-                    default=0,
-                    min=0,
-                    max=geometry.LONGEST,
-                    advanced=True,
-                    tooltip="Frames, 4n+1: 81 is 5 seconds for 14B, 121 for the 5B. 0 takes it from seconds.",
-                ),
-                _batch_input("clips"),
+                seconds_input(),
+                length_input(),
+                batch_input("clips"),
                 width,
                 height,
             ],
@@ -93,19 +104,16 @@ class WanCoreTextToVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, size: str | None, length: int | None, width: int | None, height: int | None) -> bool | str:
-        return _refusal(geometry.VIDEO_SIZES, size, width, height, length)
+        return refusal(geometry.VIDEO_SIZES, size, width, height, length)
 
     @classmethod
     def execute(
         cls, vae: Any, size: str, seconds: float, length: int, batch_size: int, width: int, height: int
     ) -> io.NodeOutput:
         grid = grid_of(vae)
-        frames = geometry.require_frames(length) if length else geometry.frames_of(seconds, grid.frame_rate)
+        frames = frames_for(grid, seconds, length)
         chosen = geometry.choose_size(geometry.VIDEO_SIZES, size, (width, height), grid.multiple)
-        rate = grid.frame_rate
-        show_on_node(
-            cls.hidden.unique_id, f"{chosen[0]}x{chosen[1]}, {frames} frames, {rate} fps, {frames / rate:.2f} s"
-        )
+        show_on_node(cls.hidden.unique_id, summary(grid, chosen, frames))
         return io.NodeOutput(empty_latent(grid, chosen, frames, batch_size))
 
 
@@ -114,7 +122,7 @@ class WanCoreTextToImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        size, width, height = _size_inputs(geometry.IMAGE_SIZES, next(iter(geometry.IMAGE_SIZES)))
+        size, width, height = size_inputs(geometry.IMAGE_SIZES, next(iter(geometry.IMAGE_SIZES)))
         return io.Schema(
             node_id="WanCoreTextToImage",
             display_name="Wan Text to Image",
@@ -124,7 +132,7 @@ class WanCoreTextToImage(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="The model's VAE: it decides the latent's channels."),
                 size,
-                _batch_input("pictures"),
+                batch_input("pictures"),
                 width,
                 height,
             ],
@@ -135,7 +143,7 @@ class WanCoreTextToImage(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, size: str | None, width: int | None, height: int | None) -> bool | str:
-        return _refusal(geometry.IMAGE_SIZES, size, width, height)
+        return refusal(geometry.IMAGE_SIZES, size, width, height)
 
     @classmethod
     def execute(cls, vae: Any, size: str, batch_size: int, width: int, height: int) -> io.NodeOutput:
@@ -145,7 +153,22 @@ class WanCoreTextToImage(io.ComfyNode):
         return io.NodeOutput(empty_latent(grid, chosen, 1, batch_size))
 
 
-def _refusal(
+def frames_for(grid: LatentGrid, seconds: float, length: int) -> int:
+    """Returns `length` where it is given, else the frames of `seconds`.
+
+    Raises:
+        InputError: the model does not take it.
+    """
+    return geometry.require_frames(length) if length else geometry.frames_of(seconds, grid.frame_rate)
+
+
+def summary(grid: LatentGrid, size: geometry.Size, frames: int) -> str:
+    """Returns what the settings of a clip came to: "832x480, 81 frames, 16 fps, 5.06 s"."""
+    rate = grid.frame_rate
+    return f"{size[0]}x{size[1]}, {frames} frames, {rate} fps, {frames / rate:.2f} s"
+
+
+def refusal(
     presets: dict[str, geometry.Size], size: str | None, width: int | None, height: int | None, length: int | None = 0
 ) -> bool | str:
     """Says before anything is loaded what no model takes; what only the 5B refuses shows when its VAE is known.

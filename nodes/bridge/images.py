@@ -1,0 +1,76 @@
+"""Pictures to what a model is conditioned on: channels beside the noise (A14B), or clean frames in the latent (5B)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_management
+import node_helpers
+import torch
+from torch import Tensor
+
+from ...wan_core import geometry
+from ...wan_core.image_conditioning import Keyframe, clip_parts, known_mask
+from ...wan_core.vae.causal import CausalVAE
+
+CONCAT_LATENT, CONCAT_MASK = "concat_latent_image", "concat_mask"  # what the models read from a conditioning
+
+
+def condition_on(
+    conditionings: Sequence[Any], vae: Any, keyframes: Sequence[Keyframe], frames: int, size: geometry.Size
+) -> list[Any]:
+    """Returns the conditionings with the keyframes' latent and mask, as native image-to-video nodes set them.
+
+    The mask is 0 where a frame is known, as everywhere in ComfyUI; the model turns it round.
+    """
+    latent = encode_keyframes(vae, keyframes, frames, size)
+    mask = 1 - known_mask(keyframes, frames).to(latent)[None, :, :, None, None]
+    values = {CONCAT_LATENT: latent, CONCAT_MASK: mask.repeat(1, 1, 1, *latent.shape[-2:])}
+    return [node_helpers.conditioning_set_values(conditioning, values) for conditioning in conditionings]
+
+
+def encode_keyframes(vae: Any, keyframes: Sequence[Keyframe], frames: int, size: geometry.Size) -> Tensor:
+    """Raw latent [1, C, F, h, w] of the clip that is grey but for the keyframes.
+
+    With our VAE the grey frames are encoded only until they have settled; any other encodes the whole clip.
+    """
+    vae.throw_exception_if_invalid()
+    parts = list(clip_parts(keyframes, frames, size))
+    if isinstance(vae.first_stage_model, CausalVAE):
+        try:
+            return _encode_parts(vae, parts, frames)
+        except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
+            comfy.model_management.raise_non_oom(error)
+            logging.warning("WanCore: not enough GPU memory to encode whole frames; encoding tiles instead.")
+        comfy.model_management.soft_empty_cache()
+    clip = torch.cat([part for part, times in parts for _ in range(times)], dim=2)
+    return vae.encode((clip[0].movedim(0, -1) + 1) / 2)
+
+
+def start_latent(latent: dict[str, Any], vae: Any, pictures: Tensor) -> dict[str, Any]:
+    """The LATENT with its first frames made of the pictures [n, 3, H, W], and a mask that keeps them clean throughout.
+
+    What is masked holds the latent that the model's normalisation turns to zero.
+    """
+    empty = latent["samples"]
+    known = vae.encode((pictures.movedim(1, -1) + 1) / 2).to(empty)
+    if known.ndim == 4:
+        known = known.unsqueeze(2)
+    mask = torch.ones_like(empty[:, :1])
+    mask[:, :, : known.shape[2]] = 0
+    samples = comfy.latent_formats.Wan22().process_out(empty)
+    samples[:, :, : known.shape[2]] = known
+    return {**latent, "samples": samples, "noise_mask": mask}
+
+
+def _encode_parts(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> Tensor:
+    height, width = parts[0][0].shape[-2:]
+    memory = vae.memory_used_encode((1, 3, frames, height, width), vae.vae_dtype)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
+    with comfy.model_management.cuda_device_context(vae.device):
+        typed = ((part.to(vae.vae_dtype), times) for part, times in parts)
+        latent = vae.first_stage_model.encode_parts(typed, device=vae.device)
+    return latent.to(device=vae.output_device, dtype=vae.vae_output_dtype())

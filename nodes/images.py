@@ -1,0 +1,150 @@
+"""Clips that start from a picture, end with one, or pass through several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..wan_core import geometry
+from ..wan_core.errors import InputError
+from ..wan_core.image_conditioning import Keyframe, cover, cover_lanczos, stretch
+from ..wan_core.tasks import TI2V_5B
+from .bridge.images import condition_on, start_latent
+from .bridge.latents import LatentGrid, empty_latent, grid_of
+from .bridge.show import show_on_node
+from .latents import batch_input, frames_for, length_input, refusal, seconds_input, size_inputs, summary
+
+SIZES = {**geometry.ASPECT_SIZES, **geometry.VIDEO_SIZES}
+
+
+class WanCoreImageToVideo(io.ComfyNode):
+    """Conditioning and latent for a clip made from one or two pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        size, width, height = size_inputs(SIZES, next(iter(SIZES)))
+        return io.Schema(
+            node_id="WanCoreImageToVideo",
+            display_name="Wan Image to Video",
+            category="WanCore/conditioning",
+            description="Makes a clip start from a picture, end with one, or both, and sets its size and length.",
+            search_aliases=["i2v", "first last frame", "flf2v", "ti2v", "start image", "end image", "animate image"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The prompt, from Wan Text Encode."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt, from Wan Text Encode."),
+                io.Vae.Input("vae", tooltip="The model's VAE: wan_2.1_vae for I2V-A14B, wan2.2_vae for TI2V-5B."),
+                io.Image.Input(
+                    "start_image",
+                    optional=True,
+                    tooltip="The clip begins with this picture; several pictures are its first frames. The 5B makes a "
+                    "clip from text alone without it.",
+                ),
+                io.Image.Input(
+                    "end_image",
+                    optional=True,
+                    tooltip="The clip ends with this picture; several pictures are its last frames. Not for the 5B.",
+                ),
+                size,
+                seconds_input(),
+                length_input(),
+                batch_input("clips"),
+                width,
+                height,
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", tooltip="The prompt and the pictures, for a sampler."),
+                io.Conditioning.Output("negative", tooltip="The negative prompt and the pictures, for a sampler."),
+                io.Latent.Output("latent", tooltip="Latent that knows its frame rate, for a sampler."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # else one of two equal nodes would stay without its text
+        )
+
+    @classmethod
+    def validate_inputs(cls, size: str | None, length: int | None, width: int | None, height: int | None) -> bool | str:
+        return refusal(SIZES, size, width, height, length)
+
+    @classmethod
+    def execute(
+        cls,
+        positive: Any,
+        negative: Any,
+        vae: Any,
+        size: str,
+        seconds: float,
+        length: int,
+        batch_size: int,
+        width: int,
+        height: int,
+        start_image: Any = None,
+        end_image: Any = None,
+    ) -> io.NodeOutput:
+        grid = grid_of(vae)
+        _check_pictures(grid, start_image, end_image)
+        frames = frames_for(grid, seconds, length)
+        chosen = _size(size, (width, height), grid, start_image if start_image is not None else end_image)
+        latent = empty_latent(grid, chosen, frames, batch_size)
+        if grid.channels == TI2V_5B.latent_channels:
+            if start_image is not None:
+                pictures = cover_lanczos(_pictures(start_image[: _whole(len(start_image), frames)]), chosen)
+                latent = start_latent(latent, vae, pictures)
+        else:
+            keyframes = _ends(start_image, end_image, frames, chosen, fitted=size in geometry.ASPECT_SIZES)
+            positive, negative = condition_on((positive, negative), vae, keyframes, frames, chosen)
+        show_on_node(cls.hidden.unique_id, summary(grid, chosen, frames))
+        return io.NodeOutput(positive, negative, latent)
+
+
+def _check_pictures(grid: LatentGrid, start_image: Any, end_image: Any) -> None:
+    """Raises:
+    InputError: pictures that the models of this VAE need are missing, or there are some that they do not take.
+    """
+    if grid.channels == TI2V_5B.latent_channels and end_image is not None:
+        raise InputError(
+            "The 5B model takes no last picture",
+            where="end_image",
+            found="a picture, and the VAE of TI2V-5B",
+            remedy="Disconnect end_image, or take I2V-A14B with wan_2.1_vae.safetensors",
+        )
+    if grid.channels != TI2V_5B.latent_channels and start_image is None and end_image is None:
+        raise InputError(
+            "There is no picture to make a clip from",
+            where="start_image",
+            remedy="Connect start_image or end_image; for text alone take Wan Text to Video and a T2V model",
+        )
+
+
+def _size(choice: str, custom: geometry.Size, grid: LatentGrid, image: Any) -> geometry.Size:
+    """The clip's size: of the picture's aspect where that is chosen and there is one."""
+    if choice in geometry.ASPECT_SIZES and image is not None:
+        picture = image.shape[2], image.shape[1]
+        return geometry.size_at_aspect(picture, geometry.ASPECT_SIZES[choice], grid.multiple)
+    return geometry.choose_size(SIZES, choice, custom, grid.multiple)
+
+
+def _ends(start_image: Any, end_image: Any, frames: int, size: geometry.Size, *, fitted: bool) -> list[Keyframe]:
+    """The first and last frames. `fitted`: the size was made for the first picture, which is stretched to it."""
+    keyframes = []
+    if start_image is not None:
+        pictures = _pictures(start_image[:frames])
+        keyframes.append(Keyframe(0, stretch(pictures, size) if fitted else cover(pictures, size)))
+    if end_image is not None:
+        pictures = _pictures(end_image[-frames:])
+        alone = fitted and start_image is None
+        ending = stretch(pictures, size) if alone else cover(pictures, size)
+        keyframes.append(Keyframe(frames - len(ending), ending))
+    return keyframes
+
+
+def _pictures(image: Any) -> Any:
+    """IMAGE [n, H, W, C] in 0..1 -> [n, 3, H, W] in -1..1, without transparency."""
+    return image[..., :3].movedim(-1, 1).float() * 2 - 1
+
+
+def _whole(pictures: int, frames: int) -> int:
+    """How many of the pictures make whole latent frames of a clip."""
+    return (min(pictures, frames) - 1) // geometry.FRAME_STRIDE * geometry.FRAME_STRIDE + 1
+
+
+NODES = [WanCoreImageToVideo]

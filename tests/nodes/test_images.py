@@ -1,0 +1,237 @@
+"""Image to video: against the native nodes and models where the semantics agree, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ..comfy_host import import_comfy
+
+import_comfy()
+
+import comfy.sample
+import comfy.sd
+import comfy.utils
+from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanFirstLastFrameToVideo, WanImageToVideo
+from wancore.nodes.bridge.images import encode_keyframes
+from wancore.nodes.bridge.model import load_model
+from wancore.nodes.bridge.vae import load_vae
+from wancore.nodes.images import SIZES, WanCoreImageToVideo
+from wancore.wan_core.errors import InputError, WrongModelError
+from wancore.wan_core.image_conditioning import Keyframe
+from wancore.wan_core.vae.wan21 import VAE21Config, WanVAE21
+from wancore.wan_core.vae.wan22 import VAE22Config, WanVAE22
+
+from ..bridge.tiny_models import text, write_tiny
+from .native import run
+
+WIDTH, HEIGHT, LENGTH = 96, 64, 9
+CUSTOM = {"size": "custom", "seconds": 5.0, "length": LENGTH, "batch_size": 1, "width": WIDTH, "height": HEIGHT}
+NATIVE = {"width": WIDTH, "height": HEIGHT, "length": LENGTH, "batch_size": 1}
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_node() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def write_vae(path: Path, vae: torch.nn.Module) -> Path:
+    generator = torch.Generator().manual_seed(4)
+    weights = {}
+    for name, parameter in vae.requires_grad_(False).state_dict().items():
+        noise = torch.rand(parameter.shape, generator=generator) * 2 - 1
+        spread = (3 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
+        weights[name] = 1 + 0.2 * noise if name.endswith("gamma") else noise * spread
+    save_file(weights, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def file21(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae21")
+    return write_vae(folder / "wan_2.1_vae.safetensors", WanVAE21(VAE21Config(encoder_dim=8, decoder_dim=8)))
+
+
+@pytest.fixture(scope="module")
+def vae21(file21: Path) -> comfy.sd.VAE:
+    return load_vae(file21)
+
+
+@pytest.fixture(scope="module")
+def native21(file21: Path) -> comfy.sd.VAE:
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(file21)))
+
+
+@pytest.fixture(scope="module")
+def vae22(tmp_path_factory: pytest.TempPathFactory) -> comfy.sd.VAE:
+    folder = tmp_path_factory.mktemp("vae22")
+    return load_vae(write_vae(folder / "wan2.2_vae.safetensors", WanVAE22(VAE22Config(encoder_dim=8, decoder_dim=8))))
+
+
+def picture(count: int = 1, width: int = WIDTH, height: int = HEIGHT, seed: int = 1) -> torch.Tensor:
+    """Eight-bit values, as a picture from a file has them."""
+    values = torch.randint(0, 256, (count, height, width, 3), generator=torch.Generator().manual_seed(seed))
+    return values.float() / 255
+
+
+def prompts(seed: int = 3) -> tuple[list, list]:
+    return tuple([[text(1, seed=seed + index), {}]] for index in range(2))
+
+
+def ours(vae: Any, **inputs: Any) -> tuple:
+    positive, negative = prompts()
+    return run(WanCoreImageToVideo, positive=positive, negative=negative, vae=vae, **{**CUSTOM, **inputs}).result
+
+
+def native(node: Any, vae: Any, **inputs: Any) -> tuple:
+    positive, negative = prompts()
+    return node.execute(positive=positive, negative=negative, vae=vae, **{**NATIVE, **inputs}).result
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize(
+    ("node", "pictures"),
+    [
+        (WanImageToVideo, {"start_image": picture()}),
+        (WanImageToVideo, {"start_image": picture(5)}),
+        (WanFirstLastFrameToVideo, {"start_image": picture(), "end_image": picture(seed=2)}),
+        (WanFirstLastFrameToVideo, {"end_image": picture(3, seed=2)}),
+    ],
+)
+def test_the_conditioning_is_the_native_one(vae21, native21, node: Any, pictures: dict):
+    for mine, theirs in zip(ours(vae21, **pictures)[:2], native(node, native21, **pictures)[:2], strict=True):
+        mine, theirs = mine[0][1], theirs[0][1]
+        assert relative(mine["concat_latent_image"], theirs["concat_latent_image"]) < 1e-5
+        mask = theirs["concat_mask"]
+        assert mine["concat_mask"].shape[1] == 4
+        assert torch.equal(mine["concat_mask"], mask.expand(-1, 4, -1, -1, -1))
+
+
+def sampled(model: Any, positive: list, negative: list, latent: dict) -> torch.Tensor:
+    samples = latent["samples"]
+    noise = comfy.sample.prepare_noise(samples, 7)
+    mask = latent.get("noise_mask")
+    fixed = {"noise_mask": mask, "sigmas": torch.tensor([1.0, 0.8, 0.4, 0.0]), "seed": 7}  # whatever the shift
+    return comfy.sample.sample(model, noise, 3, 3.5, "euler", "simple", positive, negative, samples, **fixed)
+
+
+@pytest.mark.parametrize("end", [False, True], ids=["start", "start and end"])
+def test_native_and_our_nodes_feed_native_and_our_models(vae21, native21, tmp_path: Path, end: bool):
+    path = write_tiny(tmp_path / "wan2.2_i2v_high_noise_14B.safetensors", "i2v_A14B_expert")
+    pictures = {"start_image": picture(), **({"end_image": picture(seed=2)} if end else {})}
+    theirs = native(WanFirstLastFrameToVideo if end else WanImageToVideo, native21, **pictures)
+    in_native = sampled(comfy.sd.load_diffusion_model(path), *ours(vae21, **pictures))
+    in_ours = sampled(load_model(path), *theirs)
+    assert relative(in_ours, in_native) < 1e-5
+    without = sampled(load_model(path), *ours(vae21, start_image=picture(seed=9)))
+    assert relative(without, in_native) > 1e-3
+
+
+def test_the_5b_starts_from_a_clean_picture_as_natively(vae22, tmp_path: Path):
+    path = write_tiny(tmp_path / "wan2.2_ti2v_5B.safetensors", "ti2v_5B")
+    positive, negative, latent = ours(vae22, start_image=picture(), batch_size=2)
+    (theirs,) = Wan22ImageToVideoLatent.execute(vae22, start_image=picture(), **{**NATIVE, "batch_size": 2}).result
+    assert relative(latent["samples"], theirs["samples"]) < 1e-5
+    assert torch.equal(latent["noise_mask"], theirs["noise_mask"])
+    assert latent["wan_frame_rate"] == 24
+    assert not positive[0][1]
+    assert not negative[0][1]
+    in_native = sampled(comfy.sd.load_diffusion_model(path), positive, negative, latent)
+    in_ours = sampled(load_model(path), positive, negative, theirs)
+    assert relative(in_ours, in_native) < 1e-5
+    assert relative(in_ours[:, :, :1], latent["samples"][:, :, :1]) < 1e-5  # clean throughout
+    assert relative(in_ours[:, :, 1:], latent["samples"][:, :, 1:]) > 0.1
+
+
+def test_the_5b_makes_a_clip_from_text_alone(vae22):
+    latent = ours(vae22)[2]
+    assert latent["samples"].shape == (1, 48, 3, 4, 6)
+    assert "noise_mask" not in latent
+
+
+def test_81_frames_are_encoded_in_part_and_equal_the_whole_clip(vae21, native21):
+    """The grey frames between and after two pictures, against the native encoder on all 81."""
+    size = (32, 16)
+    first, last = (picture(1, *size, seed=seed)[..., :3].movedim(-1, 1) * 2 - 1 for seed in (1, 2))
+    for keyframes in ([Keyframe(0, first)], [Keyframe(0, first), Keyframe(80, last)], [Keyframe(33, first)]):
+        clip = torch.full((81, 16, 32, 3), 0.5)
+        for keyframe in keyframes:
+            clip[keyframe.index] = (keyframe.pictures[0].movedim(0, -1) + 1) / 2
+        assert relative(encode_keyframes(vae21, keyframes, 81, size), native21.encode(clip)) < 1e-5
+        assert relative(encode_keyframes(native21, keyframes, 81, size), native21.encode(clip)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("480p at the image's aspect", (624, 624)),
+        ("720p at the image's aspect", (960, 960)),
+        ("480p 16:9 (832x480)", (832, 480)),
+    ],
+)
+def test_sizes_of_the_14b(vae21, size: str, expected: tuple[int, int]):
+    latent = ours(vae21, size=size, length=1, start_image=picture(1, 64, 64))[2]["samples"]
+    assert (latent.shape[-1] * 8, latent.shape[-2] * 8) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "pictures", "expected"),
+    [
+        ("720p at the image's aspect", {}, (1280, 704)),
+        ("720p at the image's aspect", {"start_image": picture(1, 64, 64)}, (960, 928)),
+        ("480p at the image's aspect", {}, (832, 480)),
+    ],
+)
+def test_sizes_of_the_5b(vae22, size: str, pictures: dict, expected: tuple[int, int]):
+    latent = ours(vae22, size=size, length=1, **pictures)[2]["samples"]
+    assert (latent.shape[-1] * 16, latent.shape[-2] * 16) == expected
+
+
+def test_refusals_before_anything_is_loaded(vae21, vae22, monkeypatch: pytest.MonkeyPatch):
+    def loads(*_: Any, **__: Any) -> None:
+        raise AssertionError("loads a model")
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", loads)
+    with pytest.raises(InputError) as caught:
+        ours(vae22, end_image=picture())
+    assert caught.value.where == "end_image"
+    with pytest.raises(InputError) as caught:
+        ours(vae21)
+    assert caught.value.where == "start_image"
+    with pytest.raises(InputError) as caught:
+        ours(vae21, start_image=picture(), length=10)
+    assert caught.value.remedy == "Set length to 9 or 13"
+    with pytest.raises(InputError) as caught:
+        ours(vae22, start_image=picture(), width=80)
+    assert caught.value.remedy == "Set width to 64 or 96"
+    with pytest.raises(InputError) as caught:
+        ours(vae21, start_image=picture(6), end_image=picture(5))
+    assert "frame 4" in str(caught.value)
+    with pytest.raises(WrongModelError):
+        ours(None, start_image=picture())
+    assert WanCoreImageToVideo.validate_inputs(size="custom", length=10, width=96, height=64).endswith("9 or 13.")
+    assert WanCoreImageToVideo.validate_inputs(size=next(iter(SIZES)), length=0, width=96, height=64) is True
+
+
+def test_other_sizes_and_transparency_are_fitted(vae21):
+    wide = torch.cat((picture(1, 200, 50), torch.zeros(1, 50, 200, 1)), dim=-1)
+    conditioning = ours(vae21, start_image=wide, end_image=picture(1, 30, 90))[0][0][1]
+    assert conditioning["concat_latent_image"].shape == (1, 16, 3, HEIGHT // 8, WIDTH // 8)
+
+
+def test_every_input_and_output_is_explained():
+    schema = WanCoreImageToVideo.define_schema()
+    assert schema.description
+    assert all(item.tooltip for item in [*schema.inputs, *schema.outputs])
+    page = Path(__file__).parents[2] / "web" / "docs" / "WanCoreImageToVideo.md"
+    assert all(item.id in page.read_text() for item in schema.inputs)

@@ -8,7 +8,7 @@ layers cut. Where ComfyUI's loader assumes a width that cannot be read from the 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 HEAD_DIM = 128  # as in every Wan transformer: head count = width / 128
 
@@ -24,7 +24,7 @@ class Member:
     layers: int | None = None  # kept transformer layers; None: all
     seed: int = 0
     fp8: bool = False  # the published file holds scaled fp8
-    fp16: bool = False  # the published file holds float16
+    dtype: str = "bfloat16"  # of what is not fp8
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -72,22 +72,34 @@ TEXT_ENCODER = Member(
 )
 VAE = Member("vae", "wan_2.1_vae.safetensors", "vae21.json", VAE21, seed=4)
 
-S2V = Member(
+I2V_HIGH = replace(
+    T2V_HIGH, name="wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", shapes="i2v_A14B_expert.json", seed=7
+)
+I2V_LOW = replace(
+    T2V_LOW, name="wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors", shapes="i2v_A14B_expert.json", seed=8
+)
+TI2V = Member(
     "diffusion_models",
-    "wan2.2_s2v_14B_fp8_scaled.safetensors",
-    "s2v_14B.json",
-    SOUND,
-    layers=5,
-    seed=7,
-    fp8=True,
+    "wan2.2_ti2v_5B_fp16.safetensors",
+    "ti2v_5B.json",
+    {3072: 256, 14336: 512, 18432: 1536, 4096: TEXT_DIM},
+    layers=3,
+    seed=11,
+    dtype="float16",
     metadata=TRANSFORMER_METADATA,
 )
-AUDIO_ENCODER = Member(
-    "audio_encoders", "wav2vec2_large_english_fp16.safetensors", "wav2vec2_large.json", WAV2VEC2, seed=8, fp16=True
+VAE22 = Member(
+    "vae",
+    "wan2.2_vae.safetensors",
+    "vae22.json",
+    {160: 8, 320: 16, 640: 32, 1920: 96, 256: 8, 512: 16, 1024: 32, 2048: 64, 3072: 96},
+    seed=12,
 )
 
-MEMBERS = (T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE, S2V, AUDIO_ENCODER)
+MEMBERS = (T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE, I2V_HIGH, I2V_LOW, TI2V, VAE22)
 LORAS = (
+    Lora("wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors", I2V_HIGH.name, 8, 9),
+    Lora("wan2.2_i2v_lightx2v_4steps_lora_v1_low_noise.safetensors", I2V_LOW.name, 8, 10),
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors", T2V_HIGH.name, 8, 5),
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors", T2V_LOW.name, 8, 6),
 )

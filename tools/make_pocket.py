@@ -91,7 +91,8 @@ def build(member: family.Member, *, fp8: bool) -> dict[str, Tensor]:
     """All tensors of one file: bfloat16, or the published precision."""
     dtype = torch.float16 if member.fp16 else torch.bfloat16
     weights = {
-        published_name(name, member): draw(name, shape, member.seed).to(dtype) for name, shape in shapes_of(member)
+        published_name(name, member): draw(name, shape, member.seed).to(getattr(torch, member.dtype))
+        for name, shape in shapes_of(member)
     }
     if fp8 and member.fp8:
         weights = scale_to_fp8(weights)

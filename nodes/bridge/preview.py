@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import latent_preview
+import torch
 from torch import Tensor
 
+from . import live_view
 from .show import send_text, show_on_node
 
 
@@ -25,13 +26,14 @@ class RunReport:
         self.started = time.monotonic()
         show_on_node(self.node_id, self.summary)
 
-    def callback(self, model: Any, x0_output: dict[str, Tensor]) -> Callable[..., None]:
-        """The native callback (bar, preview, interrupt) followed by our line."""
-        native = latent_preview.prepare_callback(model, len(self.sigmas) - 1, x0_output)
+    def callback(self, model: Any, x0_output: dict[str, Tensor], frame_rate: float) -> Callable[..., None]:
+        """Bar, live view and interrupt as natively, followed by our line."""
+        native = live_view.prepare_callback(model, len(self.sigmas) - 1, x0_output, frame_rate)
 
         def report(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
             native(step, x0, x, total_steps)
-            send_text(self.node_id, f"{self.summary}\n{self.line(step, total_steps, time.monotonic())}")
+            line = self.line(step, total_steps, time.monotonic()) + memory_text(model.load_device)
+            send_text(self.node_id, f"{self.summary}\n{line}")
 
         return report
 
@@ -49,6 +51,15 @@ class RunReport:
         sigma = self.sigmas[min(step, len(self.sigmas) - 1)]
         expert = "" if self.boundary is None else f"{'high' if sigma >= self.boundary else 'low'} expert, "
         return f"step {step + 1} of {steps}, {expert}sigma {sigma:.3f}, {duration(left)} left"
+
+
+def memory_text(device: torch.device) -> str:
+    """ ", VRAM 9.8 of 24.0 GiB": what is taken on a GPU, by whomever; nothing for other devices."""
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free again for the run
+    return f", VRAM {(total - free - reserved) / 2**30:.1f} of {total / 2**30:.1f} GiB"
 
 
 def duration(seconds: float) -> str:

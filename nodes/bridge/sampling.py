@@ -17,6 +17,7 @@ from ...wan_core.sampling.presets import OFFICIAL, Settings, resolve, summary
 from ...wan_core.sampling.schedules import official_schedule
 from .facts import ModelFacts, model_facts
 from .guider import DualExpertGuider
+from .latents import FRAME_RATE
 from .preview import RunReport
 from .schedule import native_sigmas, patched_shift, sampler_object, with_official_timesteps, with_shift
 
@@ -227,7 +228,7 @@ def sample(
         sampler_object(plan.settings.solver),
         plan.sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=report.callback(high, estimate),
+        callback=report.callback(high, estimate, latent.get(FRAME_RATE) or plan.pair.facts.task.frame_rate),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=run.seed,
     )

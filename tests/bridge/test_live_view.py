@@ -1,0 +1,122 @@
+"""The animated preview: every latent frame, by ComfyUI's setting, encoded by whoever sends it."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from ..comfy_host import import_comfy
+
+import_comfy()
+
+import comfy.latent_formats
+import comfy.taesd.taehv
+import comfy.utils
+import latent_preview
+from comfy.cli_args import LatentPreviewMethod, args
+from wancore.nodes.bridge import live_view
+
+from .native_wan import native_model
+
+FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def method(monkeypatch):
+    """The user's setting: factors."""
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
+
+
+def clip(channels=16, frames=6):
+    return torch.randn(1, channels, frames, 6, 10, generator=torch.Generator().manual_seed(1))
+
+
+def saved(image) -> Image.Image:
+    """As ComfyUI's server encodes a preview."""
+    file = io.BytesIO()
+    image[1].save(file, format=image[0], quality=95, compress_level=1)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("channels", FORMATS)
+def test_all_frames_move_at_the_rate_of_the_clip(channels):
+    previewer = latent_preview.get_previewer(CPU, FORMATS[channels]())
+    kind, image, largest = live_view.preview_of(previewer, clip(channels), frame_rate=16)
+    picture = saved((kind, image))
+    assert (kind, largest, picture.n_frames, picture.size) == ("PNG", None, 6, (320, 192))
+    assert picture.info["duration"] == pytest.approx(1000 * 21 / 16 / 6, abs=1)
+    frames = [(picture.seek(i), picture.convert("RGB"))[1] for i in range(6)]
+    assert all(ImageChops.difference(frames[0], frame).getbbox() for frame in frames[1:])
+
+
+def test_first_frame_is_the_native_preview(monkeypatch):
+    previewer = latent_preview.get_previewer(CPU, FORMATS[16]())
+    monkeypatch.setattr(live_view, "LONGEST_SIDE", 10)
+    ours = saved(live_view.preview_of(previewer, clip(), 16)[:2]).convert("RGB")
+    native = previewer.decode_latent_to_preview(clip())
+    assert max(high for _, high in ImageChops.difference(ours, native).getextrema()) <= 1
+
+
+def test_still_latents_keep_the_native_preview():
+    previewer = latent_preview.get_previewer(CPU, FORMATS[16]())
+    kind, image, _ = live_view.preview_of(previewer, clip(frames=1), 16)
+    assert kind == "JPEG" and isinstance(image, Image.Image)
+
+
+def test_tiny_vae_shows_the_whole_clip(tmp_path, monkeypatch):
+    """A file in models/vae_approx and the method taesd: decoded by it, all frames."""
+    import comfy.ops
+    import folder_paths
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    tiny = comfy.taesd.taehv.TAEHV(latent_channels=16)
+    weights = {
+        name: (torch.randn_like(weight) / max(1, weight[0].numel()) ** 0.5).half()
+        for name, weight in tiny.state_dict().items()
+    }
+    save_file(weights, tmp_path / "lighttaew2_1.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("vae_approx", None)
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.TAESD)
+    previewer = latent_preview.get_previewer(CPU, FORMATS[16]())
+    assert isinstance(previewer, latent_preview.TAEHVPreviewerImpl)
+    picture = saved(live_view.preview_of(previewer, clip(frames=3), 16)[:2])
+    assert picture.n_frames == 9 and picture.size == (320, 192)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    images = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, image, node_id=None: images.append(image)
+    )
+    return images
+
+
+def test_off_where_the_user_wants_none(sent, monkeypatch):
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
+    estimate = {}
+    live_view.prepare_callback(native_model(1), 4, estimate, 16)(0, clip(), clip(), 4)
+    assert sent == [None] and estimate["x0"].shape == clip().shape
+
+
+def test_the_sampling_thread_does_not_encode(sent, monkeypatch):
+    """And pays under 1 % of a step of a second, at 81 frames of 832 x 480."""
+    threads = []
+    native = Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", lambda *a, **k: (threads.append(threading.get_ident()), native(*a, **k)))
+    x0 = torch.randn(1, 16, 21, 60, 104)
+    callback = live_view.prepare_callback(native_model(1), 4, {}, 16)
+    callback(0, x0, x0, 4)
+    start = time.thread_time()
+    callback(1, x0, x0, 4)
+    assert time.thread_time() - start < 0.01
+    assert not threads and sent[1][1].size == (320, 185)
+    assert saved(sent[1]).n_frames == 21 and threads

@@ -90,6 +90,10 @@ class CrossAttention(Attention):
         q = self.normed(self.q(x), self.norm_q, stream)
         k = self.normed(self.k(stream.context), self.norm_k, stream)
         out = attend(q, k, self.v(stream.context), self.heads)
+        if stream.against is not None:
+            text = stream.against.text
+            k, v = self.normed(self.k(text), self.norm_k, stream), self.v(text)
+            out = stream.against.steer(out, q, k, v, lambda q, k, v: attend(q, k, v, self.heads))
         for context in stream.extra_contexts:
             k = self.normed(self.k_img(context), self.norm_k_img, stream)
             out = out + attend(q, k, self.v_img(context), self.heads)

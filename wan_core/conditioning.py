@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .adapters import Adapter
+from .guidance import Against
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,4 @@ class Conditioning:
     groups: tuple[TokenGroup, ...] = ()
     contexts: tuple[ContextGroup, ...] = ()
     adapters: tuple[Adapter, ...] = ()
+    against: Against | None = None  # normalised attention guidance

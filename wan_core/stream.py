@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .guidance import Against
+
 
 @dataclass(frozen=True)
 class Span:
@@ -36,6 +38,7 @@ class Stream:
     context: Tensor  # [B, text_len, D] embedded text
     extra_contexts: tuple[Tensor, ...]  # [B, n, D] each, embedded
     dtype: torch.dtype  # of the linear layers and the attention
+    against: Against | None = None  # with its text embedded
 
     @property
     def video_tokens(self) -> int:

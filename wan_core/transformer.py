@@ -8,6 +8,7 @@ Knows no task: T2V, I2V, TI2V, S2V, Animate and VACE differ only in the Conditio
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from .blocks import Block
 from .conditioning import Conditioning, ContextGroup, TokenGroup
 from .config import TransformerConfig
 from .errors import WrongModelError
+from .guidance import Against
 from .hooks import Hooks
 from .ops import Ops, TorchOps
 from .rope import grid_axes, grid_rotation, rotation
@@ -189,6 +191,7 @@ class WanTransformer(nn.Module):
             context=self._context(conditioning.text.to(video)),
             extra_contexts=self._extra_contexts(conditioning.contexts, like=video),
             dtype=dtype,
+            against=self._against(conditioning.against, like=video),
         )
         return torch.cat([tokens, *(group.tokens.to(tokens) for group in groups)], dim=1), stream
 
@@ -238,6 +241,9 @@ class WanTransformer(nn.Module):
         """Embeds the text with its padding: the official model was trained to attend to the padding rows as well."""
         missing = max(0, self.config.text_len - text.shape[1])
         return self.text_embedding(F.pad(text, (0, 0, 0, missing)))
+
+    def _against(self, against: Against | None, *, like: Tensor) -> Against | None:
+        return against and replace(against, text=self._context(against.text.to(like)))
 
     def _extra_contexts(self, groups: tuple[ContextGroup, ...], *, like: Tensor) -> tuple[Tensor, ...]:
         if groups and not self.config.image_dim:

@@ -32,6 +32,7 @@ from ...wan_core.weights.families import DIFFUSION_MODEL
 from ...wan_core.weights.keys import check_tensors
 from .branches import keep_quantised
 from .hooks import hooks_of
+from .nag import against_of
 from .ops import wan_operations
 from .reading import read_tensors, with_scales
 
@@ -88,9 +89,7 @@ class HostedTransformer(WanTransformer):
             pad = partial(comfy.ldm.common_dit.pad_to_patch_size, patch_size=self.patch_size)
             x = torch.cat([pad(x), pad(time_dim_concat)], dim=2)
         contexts = () if clip_fea is None or not self.config.image_dim else (ContextGroup(clip_fea),)
-        conditioning = Conditioning(context, contexts=contexts)
-        if self.config.audio_dim:
-            conditioning = sound_conditioning(self, x, context, _sound_inputs(conds))
+        conditioning = Conditioning(context, contexts=contexts, against=against_of(transformer_options, len(x)))
         velocity = super().forward(x, timestep, conditioning, hooks_of(transformer_options))
         return velocity[:, :, :frames, :rows, :columns]
 

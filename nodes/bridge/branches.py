@@ -160,11 +160,11 @@ class BranchedLinear(nn.Module):
     # floating point have them only where the native layer has.
     @property
     def convert_weight(self) -> Any:
-        return self._convert if self._is_ours else super().convert_weight
+        return self._convert if self._is_ours else super().convert_weight  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def set_weight(self) -> Any:
-        return self._store if self._is_ours else super().set_weight
+        return self._store if self._is_ours else super().set_weight  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def _is_ours(self) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 from make_pocket import build, family, scale_to_fp8
+from pocket_gguf import is_block_matrix, write_gguf
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,10 +18,6 @@ INT8_MAX = 127
 
 def weights() -> dict[str, Tensor]:
     return build(family.T2V_HIGH, fp8=False)
-
-
-def is_block_matrix(name: str, weight: Tensor) -> bool:
-    return name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2
 
 
 def write_format(path: Path, kind: str) -> str:
@@ -56,32 +51,3 @@ def _int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         out[f"{layer}.weight_scale"] = scale
         out[f"{layer}.comfy_quant"] = mark.clone()
     return out
-
-
-def write_gguf(path: Path, tensors: dict[str, Tensor], kind: str, arch: str = "wan") -> Path:
-    """Block matrices in blocks of the kind, the rest float32, as converters write a Wan file."""
-    number = GGMLQuantizationType[kind]
-    writer = GGUFWriter(path, arch)
-    for name, weight in tensors.items():
-        array = weight.float().numpy()
-        if is_block_matrix(name, weight):
-            writer.add_tensor(name, pack(array, number), raw_dtype=number)
-        else:
-            writer.add_tensor(name, array.reshape(*array.shape[:2], *array.shape[3:]) if array.ndim == 5 else array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def pack(array: np.ndarray, number: GGMLQuantizationType) -> np.ndarray:
-    """The reference's blocks; random blocks with small scales for the types that it cannot make."""
-    try:
-        return quants.quantize(array, number)
-    except NotImplementedError:
-        elements, size = GGML_QUANT_SIZES[number]
-        rng = np.random.default_rng(array.shape[0])
-        blocks = rng.integers(0, 256, (array.size // elements, size), dtype=np.uint8)
-        blocks[:, :4] = np.array([2e-5, 1e-4], dtype=np.float16).view(np.uint8)  # d and dmin lead in Q4_K and Q5_K
-        return blocks.reshape(array.shape[0], -1)

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from pocket_gguf import is_block_matrix, write_umt5
 from safetensors.torch import save_file
 
 from ..comfy_host import import_comfy
@@ -22,7 +21,7 @@ from wancore.wan_core.errors import WeightsFileError, WrongModelError
 from wancore.wan_core.weights import inspect
 from wancore.wan_core.weights.keys import DIFFUSERS, DIFFUSERS_BLOCK
 
-from .quantised_files import build, family, is_block_matrix, weights
+from .quantised_files import family, weights
 
 META = family.T2V_HIGH.metadata
 
@@ -133,56 +132,6 @@ def test_a_damaged_index_is_refused(text, tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises((WeightsFileError, WrongModelError)):
         inspect(tmp_path)
-
-
-GGUF_NAMES = (
-    ("shared.", "token_embd."),
-    ("encoder.final_layer_norm.", "enc.output_norm."),
-    ("encoder.block.", "enc.blk."),
-    ("layer.0.layer_norm.", "attn_norm."),
-    ("layer.1.layer_norm.", "ffn_norm."),
-    ("layer.0.SelfAttention.relative_attention_bias.", "attn_rel_b."),
-    ("layer.0.SelfAttention.", "attn_"),
-    ("layer.1.DenseReluDense.wi_0.", "ffn_gate."),
-    ("layer.1.DenseReluDense.wi_1.", "ffn_up."),
-    ("layer.1.DenseReluDense.wo.", "ffn_down."),
-)
-
-
-def write_umt5(folder: Path) -> tuple[Path, Path]:
-    """The miniature text encoder as GGUF, in Q8_0 and with its vocabulary, and decoded as safetensors."""
-    tensors, number = build(family.TEXT_ENCODER, fp8=False), GGMLQuantizationType.Q8_0
-    model = sentencepiece.SentencePieceProcessor(model_proto=tensors["spiece_model"].numpy().tobytes())
-    writer, decoded = GGUFWriter(folder / "umt5-xxl-encoder-Q8_0.gguf", "t5encoder"), {}
-    size = range(model.get_piece_size())
-    writer.add_tokenizer_model("t5")
-    writer.add_token_list([model.id_to_piece(index) for index in size])
-    writer.add_token_scores([model.get_score(index) for index in size])
-    kinds = ((model.is_unknown, 2), (model.is_control, 3), (model.is_unused, 5), (model.is_byte, 6))
-    writer.add_token_types([next((kind for test, kind in kinds if test(index)), 1) for index in size])
-    writer.add_eos_token_id(1), writer.add_pad_token_id(0), writer.add_unk_token_id(model.unk_id())
-    for name, tensor in tensors.items():
-        if name == "spiece_model":
-            decoded[name] = tensor
-            continue
-        theirs, array = name, tensor.float().numpy()
-        for ours, gguf in GGUF_NAMES:
-            theirs = theirs.replace(ours, gguf)
-        if array.ndim == 2 and array.shape[1] % 32 == 0:
-            packed = quants.quantize(array, number)
-            writer.add_tensor(theirs, packed, raw_dtype=number)
-            array = quants.dequantize(packed, number)
-        else:
-            writer.add_tensor(theirs, array)
-        table = name.endswith(("shared.weight", "relative_attention_bias.weight")) or array.ndim == 1
-        exact = torch.from_numpy(array.copy())
-        decoded[name] = exact.to(torch.bfloat16).float() if table else exact
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    save_file(decoded, folder / "decoded.safetensors")
-    return folder / "umt5-xxl-encoder-Q8_0.gguf", folder / "decoded.safetensors"
 
 
 def test_gguf_text_encoder(tmp_path):

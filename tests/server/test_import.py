@@ -17,6 +17,7 @@ EXPECTED = {
     "WanCoreLoadTextEncoder": "Wan Load Text Encoder",
     "WanCoreLoadVAE": "Wan Load VAE",
     "WanCoreLoraPair": "Wan LoRA Pair",
+    "WanCoreDoctor": "Wan Doctor",
     "WanCoreTextEncode": "Wan Text Encode",
     "WanCoreTextToVideo": "Wan Text to Video",
     "WanCoreTextToImage": "Wan Text to Image",

@@ -9,24 +9,15 @@ operations is the reference's, so results are equal to the bit (tests/core/test_
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .ggml_types import BLOCK_TYPES, BY_NAME, TYPES, GgmlType
+
+__all__ = ["BLOCK_TYPES", "BY_NAME", "DECODERS", "TYPES", "Decode", "GgmlType", "dequantize"]
+
 Decode = Callable[[Tensor], Tensor]
-SUPER = 256  # elements in a block of the K and IQ4_XS types
-
-
-@dataclass(frozen=True)
-class GgmlType:
-    """One tensor type of GGUF. `decode` is None where the bytes are already a torch dtype."""
-
-    name: str
-    elements: int
-    nbytes: int
-    decode: Decode | None = None
-    dtype: torch.dtype | None = None
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:
@@ -144,26 +135,20 @@ def _iq4_xs(b: Tensor) -> Tensor:
     return (scale.unsqueeze(-1) * _iq4_values(b[:, 8:136].unflatten(1, (8, 16)))).flatten(1)
 
 
-# Type numbers of the file format (ggml.h, enum ggml_type).
-TYPES: dict[int, GgmlType] = {
-    0: GgmlType("F32", 1, 4, dtype=torch.float32),
-    1: GgmlType("F16", 1, 2, dtype=torch.float16),
-    30: GgmlType("BF16", 1, 2, dtype=torch.bfloat16),
-    2: GgmlType("Q4_0", 32, 18, _q4_0),
-    3: GgmlType("Q4_1", 32, 20, _q4_1),
-    6: GgmlType("Q5_0", 32, 22, _q5_0),
-    7: GgmlType("Q5_1", 32, 24, _q5_1),
-    8: GgmlType("Q8_0", 32, 34, _q8_0),
-    10: GgmlType("Q2_K", SUPER, 84, _q2_k),
-    11: GgmlType("Q3_K", SUPER, 110, _q3_k),
-    12: GgmlType("Q4_K", SUPER, 144, _q4_k),
-    13: GgmlType("Q5_K", SUPER, 176, _q5_k),
-    14: GgmlType("Q6_K", SUPER, 210, _q6_k),
-    20: GgmlType("IQ4_NL", 32, 18, _iq4_nl),
-    23: GgmlType("IQ4_XS", SUPER, 136, _iq4_xs),
+DECODERS: dict[str, Decode] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
 }
-BY_NAME: dict[str, GgmlType] = {kind.name: kind for kind in TYPES.values()}
-BLOCK_TYPES = frozenset(kind.name for kind in TYPES.values() if kind.decode is not None)
 
 
 def dequantize(packed: Tensor, kind: GgmlType, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -172,9 +157,10 @@ def dequantize(packed: Tensor, kind: GgmlType, shape: tuple[int, ...], dtype: to
     Raises:
         ValueError: the byte count does not fit the shape.
     """
-    if kind.decode is None:
-        assert kind.dtype is not None
-        return packed.view(kind.dtype).reshape(shape).to(dtype)
+    plain, decode = kind.dtype, DECODERS.get(kind.name)
+    if decode is None:
+        assert plain is not None
+        return packed.view(plain).reshape(shape).to(dtype)
     if packed.numel() % kind.nbytes:
         raise ValueError(f"{packed.numel()} bytes are not whole {kind.name} blocks of {kind.nbytes}")
-    return kind.decode(packed.reshape(-1, kind.nbytes)).to(dtype).reshape(shape)
+    return decode(packed.reshape(-1, kind.nbytes)).to(dtype).reshape(shape)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import WeightsFileError
-from .ggml import TYPES, GgmlType
+from .ggml_types import TYPES, GgmlType
 from .header import Header, TensorEntry
 
 MAGIC = b"GGUF"

@@ -11,9 +11,9 @@ from pathlib import Path
 from ..config import TransformerConfig
 from ..errors import WeightsFileError
 from ..tasks import TASKS, Task
-from . import ggml
 from .container import read_header
 from .families import DIFFUSION_MODEL, FILES, KIND_TITLES, TEXT_ENCODER, TRUNKS, UNKNOWN, VAE, Family
+from .ggml_types import BLOCK_TYPES
 from .header import DOWNLOAD_AGAIN, Header, TensorEntry
 from .keys import spelling_of
 from .names import expert_of
@@ -69,7 +69,7 @@ class Checkpoint:
     @property
     def in_blocks(self) -> bool:
         """A GGUF file, whose matrices are blocks of packed numbers."""
-        return any(entry.dtype in ggml.BLOCK_TYPES for entry in self.header.tensors.values())
+        return any(entry.dtype in BLOCK_TYPES for entry in self.header.tensors.values())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -149,7 +149,7 @@ def _precision(tensors: Mapping[str, TensorEntry]) -> str:
         if len(entry.shape) > 1:
             counts[entry.dtype] += entry.count
     dtype = counts.most_common(1)[0][0] if counts else "BF16"
-    if dtype in ggml.BLOCK_TYPES:
+    if dtype in BLOCK_TYPES:
         return dtype
     return FLOATS.get(dtype, "int8" if dtype == "I8" else "packed")
 

@@ -1,0 +1,233 @@
+"""Every published layout is recognised, and every pairing judged, from headers: hollow files of full size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
+from wancore.wan_core.errors import WrongModelError
+from wancore.wan_core.weights import check_text_encoder, check_vae, inspect, require
+from wancore.wan_core.weights.doctor import check_lora, compute_path, diagnose
+
+from . import weight_files as files
+from .test_lora_names import SPELLINGS, diffusers
+
+ROOT = Path(__file__).parents[2]
+TRUNKS = {  # shape list: family
+    "t2v_A14B_expert": "t2v-A14B", "i2v_A14B_expert": "i2v-A14B", "ti2v_5B": "ti2v-5B", "t2v_1.3B": "t2v-1.3B",
+    "s2v_14B": "s2v-14B", "animate_14B": "animate-14B", "vace_1.3B": "vace", "vace_14B": "vace",
+    "fun_camera_A14B": "camera", "fun_control_A14B": "fun-control", "wan21_flf2v_14B": "flf2v-2.1",
+    "wan21_i2v_14B": "i2v-2.1",
+}  # fmt: skip
+PLAIN = ("t2v_A14B_expert", "i2v_A14B_expert", "ti2v_5B", "t2v_1.3B", "wan21_i2v_14B")
+
+
+def tensors_of(shapes: str, dtype: str = "BF16") -> dict:
+    """The file's table, block matrices in the given type."""
+    return {
+        name: (dtype if name.startswith("blocks.") and len(shape) == 2 else "BF16", shape)
+        for name, shape in files.shapes_of(shapes).items()
+    }
+
+
+def single(folder: Path, shapes: str, prefix: str = "") -> Path:
+    return files.write_model(folder / "wan.safetensors", shapes, prefix=prefix)
+
+
+def scaled(folder: Path, shapes: str, leaf: str, mark: str = "", dtype: str = "F8_E4M3") -> Path:
+    table = tensors_of(shapes, dtype)
+    for name, (kind, shape) in list(table.items()):
+        if kind == dtype:
+            layer = name.removesuffix("weight")
+            table[layer + leaf] = ("F32", [shape[0], 1] if not mark else [])
+            if mark == "comfy_quant":
+                table[layer + mark] = ("U8", [30])
+    if mark == "scaled_fp8":
+        table[mark] = (dtype, [2])
+    metadata = {"_quantization_metadata": json.dumps({"layers": {}})} if mark == "metadata" else None
+    return files.write_hollow(folder / "wan.safetensors", table, metadata)
+
+
+def sharded(folder: Path, shapes: str, rename=lambda name: name, model: str = "high_noise_model") -> Path:
+    table, index = [(rename(name), value) for name, value in tensors_of(shapes).items()], {}
+    for number in range(3):
+        file = f"diffusion_pytorch_model-{number + 1:05}-of-00003.safetensors"
+        part = dict(table[number::3])
+        files.write_hollow(folder / model / file, part)
+        index |= dict.fromkeys(part, file)
+    (folder / model / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder / model
+
+
+def diffusers_name(name: str) -> str:
+    module, dot, leaf = name.rpartition(".")
+    return diffusers(name) if leaf in ("modulation", "emb_pos") else f"{diffusers(module)}{dot}{leaf}"
+
+
+def gguf(folder: Path, shapes: str, kind: str) -> Path:
+    """A GGUF header over a hole in the file."""
+    writer, number = GGUFWriter(folder / "wan.gguf", "wan"), GGMLQuantizationType[kind]
+    size = {"Q8_0": (32, 34), "Q4_K": (256, 144), "F16": (1, 2)}
+    total = 0
+    for name, shape in files.shapes_of(shapes).items():
+        block = name.startswith("blocks.") and len(shape) == 2
+        elements, nbytes = size[kind] if block else (1, 2)
+        sizes = [*shape[:2], *shape[3:]] if name == "patch_embedding.weight" else list(shape)
+        stored = int(np.prod(shape)) // elements * nbytes
+        row = [*sizes[:-1], sizes[-1] // elements * nbytes] if block and kind != "F16" else sizes
+        dtype = np.dtype(np.uint8) if block and kind != "F16" else np.dtype(np.float16)
+        raw = number if block else GGMLQuantizationType.F16
+        writer.add_tensor_info(name, row, dtype, stored, raw_dtype=raw)
+        total += -(-stored // 32) * 32
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    path = folder / "wan.gguf"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + 32 + total)
+    return path
+
+
+LAYOUTS: dict[str, tuple] = {}
+for name, family in TRUNKS.items():
+    LAYOUTS[f"{name} bf16"] = (single, name, (), family, "bf16", "")
+    LAYOUTS[f"{name} gguf Q4_K"] = (gguf, name, ("Q4_K",), family, "Q4_K", "")
+for name in PLAIN:
+    family = TRUNKS[name]
+    LAYOUTS |= {
+        f"{name} model.diffusion_model.": (single, name, ("model.diffusion_model.",), family, "bf16", ""),
+        f"{name} diffusion_model.": (single, name, ("diffusion_model.",), family, "bf16", ""),
+        f"{name} official shards": (sharded, name, (), family, "bf16", ""),
+        f"{name} diffusers shards": (sharded, name, (diffusers_name, "transformer"), family, "bf16", ""),
+        f"{name} scaled_fp8": (scaled, name, ("scale_weight", "scaled_fp8"), family, "fp8_e4m3fn", "scaled_fp8"),
+        f"{name} comfy_quant": (scaled, name, ("weight_scale", "comfy_quant"), family, "fp8_e4m3fn", "comfy_quant"),
+        f"{name} metadata": (scaled, name, ("weight_scale", "metadata"), family, "fp8_e4m3fn", "comfy_quant"),
+        f"{name} e5m2": (scaled, name, ("scale_weight", "scaled_fp8", "F8_E5M2"), family, "fp8_e5m2", "scaled_fp8"),
+        f"{name} int8": (scaled, name, ("weight_scale", "comfy_quant", "I8"), family, "int8", "comfy_quant"),
+        f"{name} LightX2V fp8": (scaled, name, ("weight_scale",), family, "fp8_e4m3fn", "unmarked"),
+        f"{name} LightX2V int8": (scaled, name, ("weight_scale", "", "I8"), family, "int8", "unmarked"),
+        f"{name} gguf Q8_0": (gguf, name, ("Q8_0",), family, "Q8_0", ""),
+        f"{name} gguf F16": (gguf, name, ("F16",), family, "fp16", ""),
+    }
+
+
+def test_there_are_forty_layouts():
+    assert len(LAYOUTS) >= 40
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_recognised(layout, tmp_path):
+    write, shapes, arguments, family, precision, quantised = LAYOUTS[layout]
+    path = write(tmp_path, shapes, *arguments)
+    start = time.perf_counter()
+    found = inspect(path)
+    assert time.perf_counter() - start < 1
+    assert (found.kind, found.family.id) == ("diffusion_model", family)
+    assert (found.precision, found.quantised) == (precision, quantised)
+    full = {name: tuple(shape) for name, shape in files.shapes_of(shapes).items()}
+    assert {name: shape for name, shape in found.shapes.items() if name in full} == full
+
+
+# Pairings: 12 models x 4 VAEs x 3 text encoders
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    models = {name: inspect(files.write_model(folder / f"{name}.safetensors", name)) for name in TRUNKS}
+    vaes = {name: inspect(files.write_model(folder / f"{name}.safetensors", name)) for name in ("vae21", "vae22")}
+    vaes["image VAE"] = inspect(
+        files.write_hollow(folder / "sdxl_vae.safetensors", {"decoder.conv_in.weight": ("F16", [512, 4, 3, 3])})
+    )
+    vaes["a LoRA"] = inspect(
+        files.write_hollow(folder / "lora.safetensors", {"blocks.0.ffn.0.lora_A.weight": ("F16", [4, 5120])})
+    )
+    texts = {"umt5_xxl": inspect(files.write_model(folder / "umt5.safetensors", "umt5_xxl"))}
+    small = {"shared.weight": ("F16", [256, 768])} | {
+        f"encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight": ("F16", [32, 12])
+        for block in range(2)
+    }
+    texts["umt5 base"] = inspect(files.write_hollow(folder / "umt5_base.safetensors", small))
+    clip = {"text_model.embeddings.token_embedding.weight": ("F16", [49408, 768])}
+    texts["CLIP"] = inspect(files.write_hollow(folder / "clip_l.safetensors", clip))
+    return models, vaes, texts
+
+
+def passes(check, *arguments) -> bool:
+    try:
+        check(*arguments)
+    except WrongModelError as error:
+        assert error.where and error.remedy
+        return False
+    return True
+
+
+def test_every_pairing_is_judged(parts):
+    models, vaes, texts = parts
+    judged = 0
+    for name, model in models.items():
+        for vae_name, vae in vaes.items():
+            for text_name, text in texts.items():
+                fits = passes(require, vae, "vae") and passes(check_vae, model, vae)
+                fits &= passes(require, text, "text_encoder") and passes(check_text_encoder, model, text)
+                right = vae_name == ("vae22" if name == "ti2v_5B" else "vae21") and text_name == "umt5_xxl"
+                assert fits == right, (name, vae_name, text_name)
+                judged += 1
+    assert judged == 144
+
+
+# The doctor
+
+
+def test_doctor_names_what_to_take_instead(parts):
+    models, vaes, texts = parts
+    bad = diagnose([models["t2v_A14B_expert"].path, vaes["vae22"].path, texts["umt5_xxl"].path])
+    assert not bad.healthy and "wan_2.1_vae.safetensors" in bad.report()
+    good = diagnose([models["t2v_A14B_expert"].path, vaes["vae21"].path, texts["umt5_xxl"].path])
+    assert good.healthy and "These fit together." in good.report()
+
+
+def test_doctor_reads_broken_files_as_findings(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"<!DOCTYPE html>")
+    diagnosis = diagnose([tmp_path / "a.safetensors", tmp_path / "none.safetensors"])
+    assert not diagnosis.healthy and "web page" in diagnosis.report()
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_loras_are_judged_by_their_layers(spelling, parts, tmp_path):
+    models, _, _ = parts
+    name = SPELLINGS[spelling]("blocks.3.self_attn.q")
+    lora = inspect(files.write_hollow(tmp_path / "a.safetensors", {name: ("F16", [8, 5120])}))
+    assert lora.kind == "lora"
+    assert passes(check_lora, models["t2v_A14B_expert"], lora)
+    assert not passes(check_lora, models["ti2v_5B"], lora)
+
+
+def test_compute_path(parts, tmp_path):
+    fp8 = inspect(scaled(tmp_path, "t2v_1.3B", "scale_weight", "scaled_fp8"))
+    assert compute_path(fp8, (9, 0)).startswith("float8")
+    assert "sm86" in compute_path(fp8, (8, 6)) and "no GPU" in compute_path(fp8, None)
+    assert "sm80" in compute_path(parts[0]["t2v_1.3B"], (7, 5))
+
+
+def test_command_is_quick_and_exits_with_its_verdict(parts):
+    models, vaes, _ = parts
+    command = [sys.executable, str(ROOT / "tools" / "doctor.py")]
+    good = subprocess.run([*command, models["t2v_A14B_expert"].path], capture_output=True, text=True, check=False)
+    assert good.returncode == 0 and "28.58 GB" in good.stdout
+    bad = subprocess.run(
+        [*command, models["ti2v_5B"].path, vaes["vae21"].path], capture_output=True, text=True, check=False
+    )
+    assert bad.returncode == 1 and "wan2.2_vae.safetensors" in bad.stdout
+    imports = subprocess.run(
+        [sys.executable, "-X", "importtime", *command[1:], models["t2v_A14B_expert"].path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not any(line.endswith("| torch") for line in imports.stderr.splitlines()), "torch takes seconds to import"

@@ -1,0 +1,49 @@
+"""The bundled GGUF workflow on the real server, with miniature files in the place of the published ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from pocket_gguf import HIGH, LOW, TEXT_ENCODER, write_family
+from setup.client import Client
+from workflow_api import to_prompt
+
+TITLE = "Wan 2.2 Text to Video GGUF"
+
+
+@pytest.fixture(scope="module")
+def files(base: Path) -> None:
+    """Put there while the server runs: ComfyUI lists new files when the page is refreshed."""
+    write_family(base / "models")
+
+
+def test_note_has_a_link_for_every_file_that_the_front_end_cannot_download(workflows: dict[str, Any]) -> None:
+    (note,) = (node for node in workflows[TITLE]["nodes"] if node["type"] == "MarkdownNote")
+    for name in (HIGH, LOW, TEXT_ENCODER):
+        assert f"[{name}](https://" in note["widgets_values"][0] and f"/{name})" in note["widgets_values"][0]
+    assert "fp8_scaled" not in str(workflows[TITLE])
+
+
+def test_a_few_frames(files: None, client: Client, workflows: dict[str, Any], base: Path) -> None:
+    prompt = to_prompt(workflows[TITLE], client.get("/object_info"))
+    (latent,) = (node for node in prompt.values() if node["class_type"] == "WanCoreTextToVideo")
+    latent["inputs"] |= {"length": 5}
+    result = client.run(prompt, workflow=workflows[TITLE])
+    (saved,) = result.files()
+    with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 5 and frames[0].std() > 0
+
+
+def test_swapping_a_quantised_file_is_a_change_of_one_widget(
+    files: None, client: Client, workflows: dict[str, Any]
+) -> None:
+    prompt = to_prompt(workflows["Wan 2.2 Text to Video"], client.get("/object_info"))
+    (loader,) = (node for node in prompt.values() if node["class_type"] == "WanCoreLoadModels")
+    (latent,) = (node for node in prompt.values() if node["class_type"] == "WanCoreTextToVideo")
+    latent["inputs"] |= {"length": 5}
+    loader["inputs"]["text_encoder"] = TEXT_ENCODER
+    assert client.run(prompt, workflow=workflows[TITLE]).files()

@@ -1,0 +1,171 @@
+"""What files are, what they need and what does not fit, in words: by their headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import WeightsFileError, WrongModelError
+from .families import DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
+from .inspect import Checkpoint, inspect
+from .lora import official_name, why_unknown
+from .names import is_distilled
+from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require
+
+GB = 1e9
+EIGHT_BIT = ("fp8_e4m3fn", "fp8_e5m2", "int8")
+LAYOUTS = {
+    "": "",
+    "scaled_fp8": ", one scale per layer (scaled_fp8)",
+    "comfy_quant": ", ComfyUI's quantised layout",
+    "unmarked": ", scales beside the weights without a mark",
+}
+UMT5_WIDTH = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file: facts as (label, value), and what is wrong with it alone."""
+
+    path: Path
+    facts: tuple[tuple[str, str], ...]
+    problem: str = ""
+    checkpoint: Checkpoint | None = None
+
+    def report(self) -> str:
+        lines = [str(self.path), *(f"  {label}: {value}" for label, value in self.facts)]
+        return "\n".join([*lines, f"  problem: {self.problem}"] if self.problem else lines)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All files, and what does not fit between them."""
+
+    findings: tuple[Finding, ...]
+    conflicts: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        return not self.conflicts and not any(finding.problem for finding in self.findings)
+
+    def report(self) -> str:
+        parts = [finding.report() for finding in self.findings]
+        if self.conflicts:
+            parts.append("\n".join(("These do not fit together:", *(f"  {line}" for line in self.conflicts))))
+        elif len(self.findings) > 1 and self.healthy:
+            parts.append("These fit together.")
+        return "\n".join(parts)
+
+
+def diagnose(paths: Sequence[str | Path], capability: tuple[int, int] | None = None) -> Diagnosis:
+    """Reads the headers; `capability` is the GPU's, None without one. Broken files become findings, not errors."""
+    findings = tuple(_finding(Path(path), capability) for path in paths)
+    known = [finding.checkpoint for finding in findings if finding.checkpoint is not None and not finding.problem]
+    return Diagnosis(findings, tuple(_conflicts(known)))
+
+
+def _finding(path: Path, capability: tuple[int, int] | None) -> Finding:
+    try:
+        checkpoint = inspect(path)
+    except WeightsFileError as error:
+        return Finding(path, (), str(error))
+    problem = ""
+    if checkpoint.kind in (DIFFUSION_MODEL, TEXT_ENCODER, VAE, LORA):
+        try:
+            require(checkpoint, checkpoint.kind)
+        except WrongModelError as error:
+            problem = str(error)
+    return Finding(path, tuple(_facts(checkpoint, capability)), problem, checkpoint)
+
+
+def _facts(checkpoint: Checkpoint, capability: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
+    yield "kind", f"{checkpoint.family.title} ({KIND_TITLES[checkpoint.kind]})"
+    parameters = sum(entry.count for entry in checkpoint.header.tensors.values())
+    size = sum(entry.end - entry.start for entry in checkpoint.header.tensors.values())
+    yield "size", f"{parameters / 1e9:.2f} billion numbers in {size / GB:.2f} GB"
+    yield "precision", f"{checkpoint.precision}{LAYOUTS[checkpoint.quantised]}"
+    config = checkpoint.config
+    if config is not None:
+        yield "network", f"width {config.dim}, {config.num_layers} layers, {config.in_dim} channels in"
+        if checkpoint.task is not None and checkpoint.task.boundary is not None:
+            yield "expert", checkpoint.expert or "unknown: neither file nor folder says high or low"
+        yield "needs", f"VAE {VAE_FILES.get(config.out_dim, 'of its publisher')}, text encoder {TEXT_ENCODER_FILE}"
+        yield "computes", compute_path(checkpoint, capability)
+        if is_distilled(checkpoint.name):
+            yield "steps", "made for a few steps without guidance, by its name"
+    if checkpoint.kind == LORA:
+        yield from _lora_facts(checkpoint)
+
+
+def compute_path(checkpoint: Checkpoint, capability: tuple[int, int] | None) -> str:
+    """Which arithmetic the matrices are multiplied in, and why."""
+    half = "float16" if checkpoint.precision == "fp16" else "bfloat16"
+    if checkpoint.in_blocks:
+        return f"{half}; blocks are decoded layer by layer"
+    if checkpoint.precision not in EIGHT_BIT:
+        return half if capability is None or capability >= (8, 0) else f"float16 or float32: {half} needs sm80"
+    if checkpoint.quantised == "unmarked":
+        return f"{half}; each channel has its own scale, so weights are decoded layer by layer"
+    if checkpoint.precision.startswith("fp8") and capability is not None and capability >= (8, 9):
+        return "float8 where the file has scales, else bfloat16"
+    why = "no GPU" if capability is None else f"sm{capability[0]}{capability[1]} multiplies no float8"
+    return f"{half}; weights are decoded layer by layer" + (f" ({why})" if checkpoint.precision != "int8" else "")
+
+
+def _lora_facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    ranks = {
+        shape[0]
+        for name, shape in checkpoint.shapes.items()
+        if official_name(name).endswith(".lora_down.weight") and shape
+    }
+    if ranks:
+        yield "rank", " and ".join(map(str, sorted(ranks)[:4]))
+    if is_distilled(checkpoint.name):
+        yield "steps", "made for a few steps without guidance, by its name"
+
+
+def _conflicts(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
+    models = [checkpoint for checkpoint in checkpoints if checkpoint.kind == DIFFUSION_MODEL]
+    checks = {VAE: check_vae, TEXT_ENCODER: check_text_encoder, LORA: check_lora}
+    for model in models:
+        for other in checkpoints:
+            check = checks.get(other.kind)
+            if check is not None:
+                yield from _tried(check, model, other)
+    if len(models) == 2:
+        high, low = models if models[0].expert != "low" else models[::-1]
+        yield from _tried(check_pair, high, low)
+
+
+def _tried(check: Callable[[Checkpoint, Checkpoint], None], first: Checkpoint, second: Checkpoint) -> Iterator[str]:
+    try:
+        check(first, second)
+    except WrongModelError as error:
+        yield str(error)
+
+
+def check_lora(model: Checkpoint, lora: Checkpoint) -> None:
+    """Raises:
+    WrongModelError: no layer of the LoRA fits a layer of the model.
+    """
+    shapes = model.shapes
+    strangers: list[str] = []
+    for name, shape in lora.shapes.items():
+        official = official_name(name)
+        layer, down, _ = official.removeprefix("diffusion_model.").partition(".lora_down.weight")
+        if not down:
+            layer = layer.rpartition(".")[0]
+        weight = shapes.get(f"{layer}.weight", shapes.get(layer))
+        if weight is not None and (not down or len(shape) < 2 or shape[1] == weight[1]):
+            return
+        if not why_unknown(layer):
+            strangers.append(layer)
+    assert model.config is not None
+    raise WrongModelError(
+        "This LoRA does not fit the model",
+        where=repr(str(lora.path)),
+        found=f"no layer for {model.name}" + (f", but {strangers[0]}" if strangers else ""),
+        expected=f"layers of width {model.config.dim}",
+        remedy=f"Take a LoRA made for {model.family.title}",
+    )

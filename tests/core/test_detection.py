@@ -126,9 +126,9 @@ def test_there_are_forty_layouts():
 def test_every_layout_is_recognised(layout, tmp_path):
     write, shapes, arguments, family, precision, quantised = LAYOUTS[layout]
     path = write(tmp_path, shapes, *arguments)
-    start = time.perf_counter()
+    start = time.process_time()
     found = inspect(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert (found.kind, found.family.id) == ("diffusion_model", family)
     assert (found.precision, found.quantised) == (precision, quantised)
     full = {name: tuple(shape) for name, shape in files.shapes_of(shapes).items()}

@@ -8,7 +8,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from wancore.wan_core.weights.ggml import BY_NAME, TYPES, GgmlType, dequantize
 
-QUANTISED = [kind.name for kind in TYPES.values() if kind.decode is not None]
+QUANTISED = [kind.name for kind in TYPES.values() if kind.dtype is None]
 NAN = 12345.0  # random half-precision scales are sometimes not numbers: compare where, too
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 SUPER = 256  # elements in a block of the K and IQ4_XS types
 
@@ -28,13 +26,6 @@ class GgmlType:
         import torch
 
         return getattr(torch, self.torch_name) if self.torch_name else None
-
-    @property
-    def decode(self) -> Callable[[Tensor], Tensor] | None:
-        """Blocks [N, nbytes] uint8 -> [N, elements] float32; None where the bytes are a torch dtype."""
-        from .ggml import DECODERS
-
-        return DECODERS.get(self.name)
 
 
 # Type numbers of the file format (ggml.h, enum ggml_type).

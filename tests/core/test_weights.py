@@ -240,13 +240,13 @@ def test_handcrafted_headers_are_refused_fast(tmp_path):
         assert time.perf_counter() - start < 0.25, case[:60]
 
 
-def test_two_thousand_mutations_give_our_error_or_a_valid_file(tmp_path):
+def test_twenty_thousand_mutations_give_our_error_or_a_valid_file(tmp_path):
     rng = random.Random(20261120)
     whole = valid_file()
     end = 8 + struct.unpack("<Q", whole[:8])[0]
     path = tmp_path / "x.safetensors"
-    refused = 0
-    for _ in range(2000):
+    refused, slowest = 0, 0.0
+    for _ in range(20_000):
         data = bytearray(whole)
         for _ in range(rng.choice((1, 1, 2, 8))):
             place = rng.randrange(end)
@@ -260,11 +260,14 @@ def test_two_thousand_mutations_give_our_error_or_a_valid_file(tmp_path):
             else:
                 data[place:place] = rng.choice((b"0", b"9", b'"', b"}", b"-", b"[", b"\\u0000", b"1e9"))
         path.write_bytes(data)
+        start = time.process_time()
         try:
             inspect(path)
         except WeightsFileError:
             refused += 1
-    assert 1500 < refused < 2000  # most are refused; a changed letter of a name is not an error
+        slowest = max(slowest, time.process_time() - start)
+    assert slowest < 0.25  # seconds
+    assert 15_000 < refused < 20_000  # most are refused; a changed letter of a name is not an error
 
 
 def test_only_the_header_is_read(tmp_path, monkeypatch):

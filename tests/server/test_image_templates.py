@@ -82,12 +82,14 @@ def test_image_to_video_unedited(client: Client, workflows: Any, object_info: di
     assert clip == {"size": (832, 464), "rate": Fraction(16), "frames": 81}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", [IMAGE, ENDS])
 def test_one_and_two_pictures(client: Client, edited: Any, object_info: dict[str, Any], base: Path, title: str):
     clip = run(client, edited(title, seconds=1.0), object_info, base, **SIZE)
     assert clip == {"size": (96, 64), "rate": Fraction(16), "frames": 17}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", [False, True], ids=["text", "text and picture"])
 def test_the_5b(client: Client, edited: Any, object_info: dict[str, Any], base: Path, picture: bool):
     workflow = edited(SMALL, seconds=0.5, preset="draft")

@@ -100,4 +100,4 @@ def test_templates_name_published_files_with_links(workflows: dict[str, Any], ti
     assert models
     for model in models:
         assert model["url"].startswith("https://") and model["url"].split("?")[0].endswith(model["name"])
-        assert model["directory"] in ("diffusion_models", "text_encoders", "vae", "loras")
+        assert model["directory"] in ("diffusion_models", "text_encoders", "vae", "loras", "audio_encoders")

@@ -9,9 +9,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from graphs import TEXT_ENCODER, VAE, Nodes, Prompt
+from graphs import T2V_HIGH, TEXT_ENCODER, VAE, Nodes, Prompt
 from PIL import Image
-from setup.client import Client
+from setup.client import Client, PromptFailedError
+from workflow_api import to_prompt
 
 S2V = "wan2.2_s2v_14B_fp8_scaled.safetensors"
 WAV2VEC2 = "wav2vec2_large_english_fp16.safetensors"
@@ -103,3 +104,28 @@ def test_a_whole_sound_in_clips_of_80_frames(client: Client, base: Path, nodes: 
     frames, sound = lengths(client, base, sound_to_video(nodes, ours(nodes, cfg_high=1.0)))
     assert frames == 90
     assert abs(frames / FRAMES_PER_SECOND - sound) <= 1 / FRAMES_PER_SECOND
+
+
+@pytest.mark.slow
+def test_the_template_makes_a_clip_with_its_sound(
+    client: Client, base: Path, workflows: dict[str, Any], object_info: dict[str, Any]
+) -> None:
+    """Unedited: the clip is never larger than the picture, and as long as the sound."""
+    write_inputs(base, 1.0)
+    (base / "input" / "tone.wav").replace(base / "input" / "voice.wav")
+    Image.new("RGB", (64, 64), (200, 120, 40)).save(base / "input" / "example.png")
+    frames, sound = lengths(client, base, to_prompt(workflows["Wan 2.2 Sound to Video"], object_info))
+    assert frames == FRAMES_PER_SECOND
+    assert abs(frames / FRAMES_PER_SECOND - sound) <= 1 / FRAMES_PER_SECOND
+
+
+def test_the_template_has_five_nodes(workflows: dict[str, Any]) -> None:
+    assert len(workflows["Wan 2.2 Sound to Video"]["nodes"]) == 5
+
+
+def test_a_latent_of_sound_on_another_model_is_refused(client: Client, base: Path, nodes: Nodes) -> None:
+    write_inputs(base, 1.0)
+    prompt = sound_to_video(nodes, ours(nodes, steps=1), clip_frames=16)
+    prompt["models"]["inputs"]["model"] = T2V_HIGH
+    with pytest.raises(PromptFailedError, match="takes no sound"):
+        client.run(prompt)

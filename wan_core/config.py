@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SOUND_BLOCKS = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)  # of S2V-14B; the tensors only tell how many
+CAMERA_FOLD = 64  # pixels that the camera branch folds into one place: 8 rows, 8 columns
 HEAD_DIM = 128  # every published Wan checkpoint; the head count cannot be read from the tensors
 
 
@@ -31,10 +31,10 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     image_dim: int = 0  # width of the CLIP features that the cross-attention takes; 0: it takes none
     image_positions: int = 0  # learned positions of those features, for a first and a last picture; 0: none
-    audio_dim: int = 0  # width of the sound features; 0: takes no sound
-    audio_layers: int = 0  # layers of the sound encoder that are mixed
-    audio_tokens: int = 0  # tokens of sound for each latent frame
-    audio_blocks: tuple[int, ...] = ()  # blocks after which the sound comes in
+    vace_dim: int = 0  # channels of VACE's control clips; 0: takes none
+    vace_blocks: tuple[int, ...] = ()  # blocks after which VACE's hints come in
+    reference_dim: int = 0  # channels of a reference picture's latent (Fun Control); 0: takes none
+    camera_dim: int = 0  # channels of camera rays for each latent frame (Fun Camera); 0: takes none
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -68,19 +68,18 @@ class TransformerConfig:
             patch_size=(volume[0], volume[1], volume[2]),
             image_dim=shapes.get("img_emb.proj.0.weight", (0,))[0],
             image_positions=shapes.get("img_emb.emb_pos", (0, 0))[1],
-            **_sound(shapes, dim),
+            reference_dim=shapes.get("ref_conv.weight", (0, 0))[1],
+            camera_dim=shapes.get("control_adapter.conv.weight", (0, 0))[1] // CAMERA_FOLD,
+            **_vace(shapes, len(layers)),
         )
 
 
-def _sound(shapes: Mapping[str, Sequence[int]], dim: int) -> dict[str, Any]:
-    """The fields of a checkpoint that takes sound."""
-    first = shapes.get("casual_audio_encoder.encoder.conv1_local.conv.weight")
-    if first is None:
+def _vace(shapes: Mapping[str, Sequence[int]], layers: int) -> dict[str, Any]:
+    """The fields of a checkpoint with VACE's blocks, which stand at equal distances."""
+    if "vace_patch_embedding.weight" not in shapes:
         return {}
-    layers = {name.split(".")[2] for name in shapes if name.startswith("audio_injector.injector.")}
+    count = len({name.split(".")[1] for name in shapes if name.startswith("vace_blocks.")})
     return {
-        "audio_dim": first[1],
-        "audio_layers": shapes["casual_audio_encoder.weights"][1],
-        "audio_tokens": first[0] // (dim // 4),
-        "audio_blocks": SOUND_BLOCKS[: len(layers)],
+        "vace_dim": shapes["vace_patch_embedding.weight"][1],
+        "vace_blocks": tuple(range(0, layers, layers // count))[:count],
     }

@@ -5,7 +5,7 @@ B batch, D width, L tokens, R rows of modulation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,3 +43,14 @@ class Stream:
     @property
     def video_tokens(self) -> int:
         return self.spans[0].tokens
+
+    def of_video(self) -> Stream:
+        """What a block needs that sees the video's tokens only."""
+        span = self.spans[0]
+        return replace(
+            self,
+            spans=(span,),
+            time=self.time[:, : span.rows],
+            rows=self.rows[:, : span.rows],
+            rotation=self.rotation[:, : span.tokens],
+        )

@@ -142,7 +142,7 @@ class WanTransformer(nn.Module):
         """
         hooks = hooks or Hooks()
         tokens, stream = self.embed(video, timestep, conditioning, hooks)
-        runs = [adapter.begin(tokens, stream) for adapter in conditioning.adapters]
+        runs = [adapter.begin(tokens, stream, hooks) for adapter in conditioning.adapters]
         for index, block in self.ops.stream(self.blocks, tokens, hooks.stream_options):
             tokens = self._advance(index, block, tokens, stream, runs, hooks)
         span = stream.spans[0]
@@ -162,10 +162,10 @@ class WanTransformer(nn.Module):
             tokens = replace(tokens, stream, lambda x, stream: block(x, stream, hooks, between))
         else:
             tokens = block(tokens, stream, hooks, between)
-        for run in runs:
-            tokens = run.after_block(index, tokens)
         for hook in hooks.after_block:
             tokens = hook(index, tokens, stream)
+        for run in runs:  # after the hooks, as in ComfyUI's models of these variants
+            tokens = run.after_block(index, tokens)
         return tokens
 
     def embed(self, video: Tensor, timestep: Tensor, conditioning: Conditioning, hooks: Hooks) -> tuple[Tensor, Stream]:

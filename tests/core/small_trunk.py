@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from wancore.wan_core.conditioning import Conditioning
@@ -21,11 +23,13 @@ def transformer(
     ops: type[Ops] = TorchOps,
     dtype: torch.dtype = torch.float32,
     residual_dtype: torch.dtype | None = None,
+    **variant: Any,
 ) -> WanTransformer:
-    """48 wide, 2 heads of 24 values, 3 blocks; the same weights each time, whatever the dtype."""
+    """48 wide, 2 heads of 24 values, 3 blocks; the same weights each time, whatever the dtype. `variant` are
+    further fields of the configuration."""
     config = TransformerConfig(
         dim=48, ffn_dim=80, num_heads=2, num_layers=3, in_dim=in_dim, text_dim=20, text_len=8, freq_dim=32,
-        image_dim=image_dim, image_positions=image_positions,
+        image_dim=image_dim, image_positions=image_positions, **variant,
     )  # fmt: skip
     model = WanTransformer(config, ops=ops, dtype=dtype, residual_dtype=residual_dtype)
     generator = torch.Generator().manual_seed(1)

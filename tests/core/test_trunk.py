@@ -19,7 +19,8 @@ from .small_trunk import COLUMNS, FRAMES, ROWS, TOKENS_PER_FRAME, noise, prompt,
 
 SHAPES = Path(__file__).parents[1] / "shapes"
 EXACT = 1e-6  # float32, the same sums in another order
-TRUNKS = ("t2v_A14B_expert", "i2v_A14B_expert", "ti2v_5B", "t2v_1.3B", "s2v_14B", "wan21_i2v_14B", "wan21_flf2v_14B")
+TRUNKS = ("t2v_A14B_expert", "i2v_A14B_expert", "ti2v_5B", "t2v_1.3B", "wan21_i2v_14B", "wan21_flf2v_14B",
+          "vace_1.3B", "vace_14B", "fun_control_A14B", "fun_camera_A14B")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ class Nudge:
     def __init__(self, after_attention: float = 0.0, after_block: float = 0.0) -> None:
         self.amounts, self.runs = (after_attention, after_block), []
 
-    def begin(self, tokens, stream):
+    def begin(self, tokens, stream, hooks):
         assert tokens.shape[1] == stream.video_tokens
         run = NudgeRun(self.amounts)
         self.runs.append(run)

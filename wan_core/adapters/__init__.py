@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..hooks import Hooks
 from ..stream import Stream
 
 
@@ -28,6 +29,9 @@ class AdapterRun:
 class Adapter(Protocol):
     """Module, inputs and strength; what `Conditioning.adapters` holds."""
 
-    def begin(self, tokens: Tensor, stream: Stream) -> AdapterRun:
-        """Starts the run of one forward call, with the tokens as they enter the first block, [B, L, D]."""
+    def begin(self, tokens: Tensor, stream: Stream, hooks: Hooks) -> AdapterRun:
+        """Starts the run of one forward call, with the tokens as they enter the first block, [B, L, D].
+
+        `hooks` are those of the call: an attention of the host's choice holds for the adapter's own too.
+        """
         ...

@@ -3,6 +3,8 @@
 // the subgraphs that hold one. Nodes 2.0 need none of this.
 import { app } from "../../../scripts/app.js";
 
+const PICTURE = "$$comfy_animation_preview"; // the front end's name of that element
+const LEAST_HEIGHT = 180; // pixels on the node, which grows for them
 const SAMPLERS = new Set(["WanCoreKSampler"]);
 
 function samples(node) {
@@ -24,5 +26,11 @@ app.registerExtension({
         stored = value;
       },
     });
+    const drawn = node.onDrawBackground;
+    node.onDrawBackground = function (...args) {
+      drawn?.apply(this, args);
+      const picture = this.widgets?.find((widget) => widget.name === PICTURE);
+      if (picture && !picture.options.getMinHeight) picture.options.getMinHeight = () => LEAST_HEIGHT;
+    };
   },
 });

@@ -112,7 +112,7 @@ class WanCoreKSampler(io.ComfyNode):
                     "denoised", display_name="denoised", tooltip="The clean estimate of the last step that was run."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -161,6 +161,14 @@ class WanCoreKSampler(io.ComfyNode):
                 advanced=True,
                 tooltip="Off for a latent that still carries the noise of an earlier run.",
             ),
+            io.Boolean.Input(
+                "resume",
+                default=False,
+                optional=True,
+                advanced=True,
+                tooltip="Keeps the models' answers on disk, at most 4 GiB: a run that was stopped or crashed goes on "
+                "where it was, and after a change of the low expert only its steps are run again.",
+            ),
         ]
 
     @classmethod
@@ -184,13 +192,17 @@ class WanCoreKSampler(io.ComfyNode):
         end_at_step: int,
         add_noise: bool,
         low: Any | None = None,
+        resume: bool = False,
     ) -> io.NodeOutput:
         pair = sampling.Pair.of(high, low)
         sampling.check_latent(latent, pair.facts)
         wishes = Settings(preset, steps, cfg_high, cfg_low, shift, boundary, sampler_name, scheduler)
         run = sampling.Run(seed, denoise, start_at_step, end_at_step, add_noise)
         plan = sampling.plan(pair, wishes, run)
-        return io.NodeOutput(*clip_run.sample(plan, positive, negative, latent, run, cls.hidden.unique_id))
+        inputs, log = (positive, negative, latent, run), None
+        if resume:
+            plan, log = sampling.logged(plan, *inputs, cls.hidden.prompt, cls.hidden.unique_id)
+        return io.NodeOutput(*sampling.sample(plan, *inputs, cls.hidden.unique_id, log))
 
 
 class WanCoreDualExpertGuider(io.ComfyNode):

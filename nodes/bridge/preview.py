@@ -37,9 +37,9 @@ class RunReport:
 
         return report
 
-    def finish(self) -> None:
+    def finish(self, remark: str = "") -> None:
         """Leaves the summary and the time that the run took on the node."""
-        send_text(self.node_id, f"{self.summary}\nsampled in {duration(time.monotonic() - self.started)}")
+        send_text(self.node_id, f"{self.summary}\nsampled in {duration(time.monotonic() - self.started)}{remark}")
 
     def line(self, step: int, steps: int, now: float) -> str:
         """ "step 2 of 4, high expert, sigma 0.938, 12 s left" after step number `step`, counted from 0."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.sample
 import comfy.utils
+import folder_paths
 import torch
 from torch import Tensor
 
@@ -17,8 +20,10 @@ from ...wan_core.sampling.presets import OFFICIAL, Settings, resolve, summary
 from ...wan_core.sampling.schedules import official_schedule
 from .facts import ModelFacts, model_facts
 from .guider import DualExpertGuider
+from .identity import graph_digest, model_identity
 from .latents import FRAME_RATE
 from .preview import RunReport
+from .replay import ReplayLog, digest
 from .schedule import native_sigmas, patched_shift, sampler_object, with_official_timesteps, with_shift
 
 EMPTY_SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of native empty latents for any model
@@ -185,6 +190,25 @@ def _part(sigmas: Tensor, run: Run) -> Tensor:
     return sigmas[: run.end_at_step + 1][run.start_at_step :]
 
 
+def logged(
+    plan: Plan, positive: Any, negative: Any, latent: dict[str, Any], run: Run, prompt: Any, node_id: str | None
+) -> tuple[Plan, ReplayLog | None]:
+    """The plan with models whose answers are logged; as it was where it cannot be told what they depend on."""
+    settings, high, low = plan.settings, plan.pair.high, plan.pair.low
+    try:
+        latents = [latent["samples"], latent.get("noise_mask"), plan.sigmas, run.seed, run.add_noise]
+        common = digest(positive, negative, *latents, settings.shift, settings.schedule, settings.solver)
+        graph = [graph_digest(prompt, node_id, name) for name in ("high", "low")]
+    except (TypeError, LookupError) as error:
+        logging.info("Wan: this run cannot be resumed: %s", error)
+        return plan, None
+    log = ReplayLog(Path(folder_paths.get_user_directory()) / "wancore" / "resume")
+    high = log.on(high, digest(common, graph[0], model_identity(high)), lasting=low is not None)
+    if low is not None:
+        low = log.on(low, digest(common, graph[1], model_identity(low)), lasting=False)
+    return replace(plan, pair=replace(plan.pair, high=high, low=low)), log
+
+
 def check_latent(latent: dict[str, Any], facts: ModelFacts) -> None:
     """Makes sure that the latent is one of this model's.
 
@@ -207,9 +231,18 @@ def check_latent(latent: dict[str, Any], facts: ModelFacts) -> None:
 
 
 def sample(
-    plan: Plan, positive: Any, negative: Any, latent: dict[str, Any], run: Run, node_id: str | None
+    plan: Plan,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    run: Run,
+    node_id: str | None,
+    log: ReplayLog | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs the plan; returns the LATENT at its end and the denoised estimate of its last step."""
+    """Runs the plan; returns the LATENT at its end and the denoised estimate of its last step.
+
+    `log` is that of `logged`, where the run can be resumed.
+    """
     high = plan.pair.high
     sizes = {name: latent[name] for name in EMPTY_SIZES if name in latent}
     start = comfy.sample.fix_empty_latent_channels(high, latent["samples"], **sizes)
@@ -232,7 +265,9 @@ def sample(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=run.seed,
     )
-    report.finish()
+    report.finish(log.text if log is not None else "")
+    if log is not None:
+        log.finish()
     denoised = high.model.process_latent_out(estimate["x0"].cpu()) if "x0" in estimate else samples
     return {**out, "samples": _stored(samples)}, {**out, "samples": _stored(denoised)}
 

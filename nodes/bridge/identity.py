@@ -1,0 +1,91 @@
+"""What a MODEL is, told so that another process tells the same: the nodes that made it, and their files."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import comfy.model_management
+import comfyui_version
+import folder_paths
+import torch
+from torch import Tensor
+
+from .facts import model_facts
+from .replay import digest
+
+LONGEST_NAME = 255  # characters; longer texts are no file names
+FEW = 64  # values of a patch's tensor: LoRAs of one name differ in them
+
+
+def graph_digest(prompt: Any, node_id: str | None, name: str) -> str:
+    """A number for everything above input `name` of a node: nodes, widgets, and the files that these name.
+
+    Raises:
+        LookupError: the node is not in the prompt (API format).
+    """
+    if not prompt or node_id not in prompt:
+        raise LookupError("the graph is not known")
+    return _Graph(prompt).below(prompt[node_id]["inputs"].get(name))
+
+
+class _Graph:
+    """Numbers of a prompt's nodes, each computed once."""
+
+    def __init__(self, prompt: dict[str, Any]) -> None:
+        self.prompt = prompt
+        self.known: dict[str, str] = {}
+
+    def below(self, value: Any) -> str:
+        """Of an input: a link to another node, or a widget's value."""
+        if isinstance(value, list) and len(value) == 2 and str(value[0]) in self.prompt:
+            return digest(self._node(str(value[0])), value[1])
+        return digest(value, stamps(value) if isinstance(value, str) else None)
+
+    def _node(self, node_id: str) -> str:
+        if node_id not in self.known:
+            node = self.prompt[node_id]
+            inputs = {name: self.below(value) for name, value in node["inputs"].items()}
+            self.known[node_id] = digest(node["class_type"], inputs)
+        return self.known[node_id]
+
+
+def stamps(name: str) -> list[list[int]]:
+    """Size in bytes and time of change of every file that a widget's text may mean."""
+    if not name or len(name) > LONGEST_NAME or "\n" in name or "\0" in name:
+        return []
+    paths = [folder_paths.get_full_path(folder, name) for folder in sorted(folder_paths.folder_names_and_paths)]
+    paths.append(os.path.join(folder_paths.get_input_directory(), name))
+    return [_stamp(path) for path in paths if path is not None and os.path.isfile(path)]
+
+
+def _stamp(path: str) -> list[int]:
+    stat = os.stat(path)
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def model_identity(model: Any) -> str:
+    """A number for a MODEL's file, its patches, and what it is computed with."""
+    path = model_facts(model).path
+    device = model.load_device
+    return digest(
+        path,
+        _stamp(path) if path and os.path.isfile(path) else None,
+        type(model.model.diffusion_model).__name__,
+        str(model.model_dtype()),
+        {name: [_told(patch) for patch in patches] for name, patches in model.patches.items()},
+        comfy.model_management.get_torch_device_name(device),
+        comfyui_version.__version__,
+        torch.__version__,
+    )
+
+
+def _told(patch: Any) -> Any:
+    """Numbers and the first values of the tensors in a patch of ComfyUI's."""
+    if isinstance(patch, Tensor):
+        return [list(patch.shape), str(patch.dtype), patch.flatten()[:FEW].float().tolist()]
+    if isinstance(patch, list | tuple):
+        return [_told(part) for part in patch]
+    if isinstance(patch, bool | int | float | str) or patch is None:
+        return patch
+    return [type(patch).__name__, _told(getattr(patch, "weights", None))]

@@ -1,0 +1,182 @@
+"""Resume by replay: what the model answered in a run is kept on disk, and answers again where the same is asked.
+
+A solver keeps its history in local variables, so a run that was cut short is sampled from its beginning again; calls
+that the log knows cost a read instead of a run of the model, and every bit comes out as if nothing had happened. An
+answer is found by everything that it depends on: what the expert is, the prompts, the number of the call, sigma and
+latent. So a change of the low expert's side finds the high expert's answers still valid: the high-stage cache is this.
+
+The log sits inside the guidance: functions that guidance or a solver hangs around the model see every call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+KEY = "wan_core_replay"
+BUDGET = 4 * 2**30  # bytes of all logs together; the oldest answers go first
+LEAST_FREE = 8 * 2**30  # bytes that a log leaves on the disk
+OTHERS = (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL)  # their state would miss the calls that are not made
+STATELESS = {"wan_core_nag", "torch.compile"}  # keys of wrappers there that keep nothing from call to call
+
+
+class ReplayLog:
+    """The answers of one run's experts, one file for each call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls = self.replayed = 0
+        self.used: list[Path] = []  # the answers of this run
+        self.passing: list[Path] = []  # those that go at its end
+
+    def on(self, model: Any, identity: str, *, lasting: bool = True) -> Any:
+        """A clone of MODEL whose answers are logged; `identity` is everything that they depend on beside the call.
+
+        Without `lasting`, its answers go when the run has come to its end.
+        """
+        clone = model.clone()
+        seen = _Expert(self, identity, lasting)
+        clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, seen.answer)
+        return clone
+
+    def path_of(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def find(self, name: str, like: Tensor) -> dict[str, Tensor] | None:
+        """The answer of a call; None where it was not made, or its file is damaged."""
+        path = self.path_of(name)
+        try:
+            found = load_file(path)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # noqa: BLE001  (whatever is wrong with it: the model can be asked again)
+            logging.warning("Wan: %s cannot be read (%s); the step is run again", path, error)
+            return None
+        os.utime(path)  # last used now
+        self.used.append(path)
+        return {key: tensor.to(like.device) for key, tensor in found.items()}
+
+    def keep(self, name: str, answer: dict[str, Tensor]) -> None:
+        """Writes an answer whole or not at all: a process that is killed leaves no half file behind."""
+        size = sum(tensor.nbytes for tensor in answer.values())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        make_room(self.folder, size, keep=self.used)
+        if shutil.disk_usage(self.folder).free - size < LEAST_FREE:
+            return
+        path = self.path_of(name)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in answer.items()}, draft)
+            draft.replace(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            logging.warning("Wan: a step could not be kept for a resume: %s", error)
+            return
+        self.used.append(path)
+
+    def finish(self) -> None:
+        """After a whole run: removes what no other run could use."""
+        for path in self.passing:
+            path.unlink(missing_ok=True)
+
+    @property
+    def text(self) -> str:
+        """ ", 6 of 8 calls from the log"; empty where none was."""
+        return f", {self.replayed} of {self.calls} calls from the log" if self.replayed else ""
+
+
+class _Expert:
+    """Answers one expert's calls, from the log where it can."""
+
+    def __init__(self, log: ReplayLog, identity: str, lasting: bool) -> None:
+        self.log, self.identity, self.lasting = log, identity, lasting
+
+    def answer(
+        self, executor: Any, model: Any, conds: Sequence[Any], x: Tensor, timestep: Tensor, options: dict[str, Any]
+    ) -> list[Tensor]:
+        """Around the native calc_cond_batch: one prediction for each of `conds`, zeros for those that are None."""
+        if not can_replay(options):
+            return executor(model, conds, x, timestep, options)
+        number, self.log.calls = self.log.calls, self.log.calls + 1
+        asked = [str(index) for index, cond in enumerate(conds) if cond is not None]
+        name = digest(self.identity, number, asked, timestep, x)
+        if not self.lasting:
+            self.log.passing.append(self.log.path_of(name))
+        found = self.log.find(name, x)
+        if found is not None:
+            self.log.replayed += 1
+            return [found[str(index)] if str(index) in found else torch.zeros_like(x) for index in range(len(conds))]
+        out = list(executor(model, conds, x, timestep, options))
+        self.log.keep(name, {index: out[int(index)] for index in asked})
+        return out
+
+
+def can_replay(options: dict[str, Any]) -> bool:
+    """False where something below the log may keep a state from call to call (step caches do)."""
+    wrappers = options.get("transformer_options", {}).get("wrappers", {})
+    foreign = [key for kind in OTHERS for key in wrappers.get(kind, {}) if key not in STATELESS]
+    return not foreign and "model_function_wrapper" not in options
+
+
+def digest(*parts: Any) -> str:
+    """A number for the content of numbers, texts, tensors and containers of them.
+
+    Raises:
+        TypeError: something else is among them, whose content cannot be told.
+    """
+    state = hashlib.blake2b(digest_size=20)
+    _feed(state, parts)
+    return state.hexdigest()
+
+
+def _feed(state: Any, value: Any) -> None:
+    if value is None or isinstance(value, str | int | float | bool | torch.dtype | torch.Size):
+        state.update(f"{type(value).__name__}:{value!r};".encode())
+    elif isinstance(value, Tensor):
+        flat = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+        state.update(f"tensor:{flat.dtype}:{tuple(value.shape)};".encode())
+        state.update(flat.view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        state.update(f"dict:{len(value)};".encode())
+        for key in sorted(value):
+            _feed(state, key)
+            _feed(state, value[key])
+    elif isinstance(value, list | tuple):
+        state.update(f"list:{len(value)};".encode())
+        for item in value:
+            _feed(state, item)
+    else:
+        raise TypeError(f"the content of a {type(value).__name__} cannot be told")
+
+
+def make_room(folder: Path, size: int, keep: Iterable[Path] = ()) -> None:
+    """Removes the answers that were used longest ago until `size` more bytes fit into the budget."""
+    kept = set(keep)
+    files = []
+    for path in folder.iterdir():
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue
+        if path.suffix == ".tmp" and time.time() - stat.st_mtime > 3600:  # of a process that was killed
+            path.unlink(missing_ok=True)
+        elif path.suffix == ".safetensors":
+            files.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in files) + size
+    for _, taken, path in sorted(files):
+        if total <= BUDGET:
+            return
+        if path not in kept:
+            path.unlink(missing_ok=True)
+            total -= taken

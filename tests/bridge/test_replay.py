@@ -1,0 +1,188 @@
+"""A run that was cut short, or whose low side changed, goes on with the answers of the run before: bit for bit."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from ..comfy_host import import_comfy
+
+import_comfy()
+
+from comfy_extras.nodes_apg import APG
+from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from wancore.nodes.bridge import replay
+from wancore.nodes.bridge.replay import ReplayLog, digest
+from wancore.nodes.bridge.schedule import with_shift
+
+from .native_wan import native_model
+from .test_guider import NAMES, StopHereError, dual, inference, relative, run
+
+__all__ = ["inference"]
+
+
+@pytest.fixture(autouse=True)
+def any_disk(monkeypatch):
+    """However full the disk of the machine is."""
+    monkeypatch.setattr(replay, "LEAST_FREE", 0)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return with_shift(native_model(1), 5.0), with_shift(native_model(2), 5.0)
+
+
+def logged(pair, folder, low_side="low", high_side="high", **options):
+    """A guider whose calls are logged as the sampler node does it, and its log."""
+    log = ReplayLog(folder)
+    models = log.on(pair[0], high_side), log.on(pair[1], low_side, lasting=False)
+    return dual(*models, **options), log
+
+
+@contextmanager
+def counted(model):
+    """Counts the calls of a transformer."""
+    calls = []
+    handle = model.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    yield calls
+    handle.remove()
+
+
+def interrupt_after(last):
+    def callback(step, *_):
+        if step == last:
+            raise StopHereError
+
+    return callback
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_solver_resumes_bit_for_bit(pair, tmp_path, name):
+    """In a new guider with a new log, as in a new process; the answers come from the files."""
+    with counted(pair[0]) as high, counted(pair[1]) as low:
+        whole = run(dual(*pair), name)
+        calls = len(high) + len(low)
+        guider, log = logged(pair, tmp_path)
+        with pytest.raises(StopHereError):
+            run(guider, name, callback=interrupt_after(0 if name in ("dpm_fast", "dpm_adaptive") else 2))
+        made = log.calls
+        high.clear(), low.clear()
+        guider, log = logged(pair, tmp_path)
+        assert torch.equal(run(guider, name), whole)
+        assert made <= log.replayed < log.calls
+        assert len(high) + len(low) < calls
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "uni_pc", "dpmpp_2m_sde"])
+def test_a_change_of_the_low_side_runs_the_low_stage_only(pair, tmp_path, name):
+    guider, log = logged(pair, tmp_path)
+    run(guider, name)
+    log.finish()
+    other = with_shift(native_model(7), 5.0)
+    fresh = run(dual(pair[0], other, cfg=(4.0, 2.0)), name)
+    with counted(pair[0]) as high, counted(other) as low:
+        guider, log = logged((pair[0], other), tmp_path, "another low", cfg=(4.0, 2.0))
+        assert torch.equal(run(guider, name), fresh)
+        assert not high and low and log.replayed
+
+
+def test_finish_keeps_the_high_stage_only(pair, tmp_path):
+    guider, log = logged(pair, tmp_path)
+    run(guider)
+    assert len(list(tmp_path.iterdir())) == log.calls == 4
+    log.finish()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("change", "same"), [("high", 0), ("start", 0), ("cfg", 1), ("steps", 1)])
+def test_other_runs_are_not_answered(pair, tmp_path, change, same):
+    """The first call of a run does not know yet how many steps follow, and at what guidance: its answer is the same."""
+    guider, log = logged(pair, tmp_path)
+    run(guider)
+    log.finish()
+    guidance = (2.0, 3.0) if change == "cfg" else (4.0, 3.0)
+    guider, log = logged(pair, tmp_path, high_side="another" if change == "high" else "high", cfg=guidance)
+    run(guider, steps=5 if change == "steps" else 4, start=1 if change == "start" else None)
+    assert log.replayed == same
+
+
+def test_a_damaged_answer_is_run_again(pair, tmp_path):
+    whole = run(dual(*pair))
+    guider, log = logged(pair, tmp_path)
+    run(guider)
+    damaged = sorted(tmp_path.iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    guider, log = logged(pair, tmp_path)
+    assert torch.equal(run(guider), whole) and log.replayed == 3
+
+
+def test_guidance_with_a_memory_and_windows_resume_too(pair, tmp_path):
+    arguments = (5, 4, "standard_static", 1, False, "pyramid", False)
+    for number, change in enumerate(
+        (
+            lambda model: APG.execute(model, 1.0, 5.0, 0.9).result[0],
+            lambda model: WanContextWindowsManualNode.execute(model, *arguments).result[0],
+            lambda model: LazyCacheNode.execute(model, 0.8, 0.1, 0.95, False).result[0],
+        )
+    ):
+        models = [change(model) for model in pair]
+        whole, folder = run(dual(*models), steps=8), tmp_path / str(number)
+        assert relative(whole, run(dual(*pair), steps=8)) > 1e-6 or number == 1
+        guider, _ = logged(models, folder)
+        with pytest.raises(StopHereError):
+            run(guider, steps=8, callback=interrupt_after(5))
+        guider, log = logged(models, folder)
+        assert torch.equal(run(guider, steps=8), whole) and log.replayed
+
+
+def test_a_step_cache_inside_the_model_is_not_replayed(pair, tmp_path):
+    models = [EasyCacheNode.execute(model, 0.8, 0.1, 0.95, False).result[0] for model in pair]
+    whole = run(dual(*models), steps=12)
+    for _ in range(2):
+        guider, log = logged(models, tmp_path)
+        assert torch.equal(run(guider, steps=12), whole) and not log.replayed
+    assert not list(tmp_path.iterdir())
+
+
+def test_oldest_answers_go_first_and_those_of_the_run_stay(pair, tmp_path, monkeypatch):
+    guider, log = logged(pair, tmp_path)
+    run(guider)
+    size = next(tmp_path.iterdir()).stat().st_size
+    monkeypatch.setattr(replay, "BUDGET", 6 * size)
+    before = set(tmp_path.iterdir())
+    guider, log = logged(pair, tmp_path, "another low", "another high")
+    run(guider)
+    after = set(tmp_path.iterdir())
+    assert set(log.used) <= after and len(after) == 6 and len(before & after) == 2
+
+
+def test_a_full_disk_only_costs_the_resume(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "LEAST_FREE", 2**62)
+    guider, _ = logged(pair, tmp_path)
+    assert torch.equal(run(guider), run(dual(*pair))) and not list(tmp_path.iterdir())
+
+
+def test_digest_tells_contents_apart():
+    one = torch.zeros(2, 3)
+    values = [
+        one,
+        one.reshape(3, 2),
+        one.half(),
+        [one, one],
+        {"a": one},
+        {"b": one},
+        1,
+        1.0,
+        True,
+        "1",
+        None,
+        [1],
+        (1, 2),
+    ]
+    assert len({digest(value) for value in values}) == len(values)
+    assert digest(one) == digest(one.clone()) and digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    with pytest.raises(TypeError):
+        digest({"hooks": object()})

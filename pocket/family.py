@@ -19,6 +19,7 @@ class Member:
 
     folder: str  # ComfyUI models folder
     name: str  # published file name
+    short: str  # name of its trained weights under pocket/weights
     shapes: str  # file under tests/shapes
     widths: dict[int, int]  # full-size axis length -> miniature length; others stay
     layers: int | None = None  # kept transformer layers; None: all
@@ -38,21 +39,20 @@ class Lora:
     seed: int
 
 
-TEXT_DIM = 256
-VOCABULARY = 1024
-TRANSFORMER = {5120: 256, 13824: 512, 30720: 1536, 4096: TEXT_DIM}
+TEXT_DIM = 128
+VOCABULARY = 640
+TRANSFORMER = {5120: 128, 13824: 512, 30720: 768, 4096: TEXT_DIM}
 TRANSFORMER_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_DIM}})}
 VAE21 = {96: 8, 192: 16, 384: 32, 768: 64, 1152: 96}
-SOUND = {**TRANSFORMER, 10240: 512, 2560: 128, 1280: 64, 1024: 64}  # 64 features of sound, a quarter of the width
-WAV2VEC2 = {1024: 64, 4096: 256, 64: 4}  # all 24 layers: S2V mixes them; the convolutions keep their 512 channels
-UMT5 = {4096: TEXT_DIM, 10240: 512, 256384: VOCABULARY, 64: 4}
+UMT5 = {4096: TEXT_DIM, 10240: 256, 256384: VOCABULARY, 64: 2}
 
 T2V_HIGH = Member(
     "diffusion_models",
     "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
+    "t2v_high",
     "t2v_A14B_expert.json",
     TRANSFORMER,
-    layers=3,
+    layers=5,
     seed=1,
     fp8=True,
     metadata=TRANSFORMER_METADATA,
@@ -60,17 +60,25 @@ T2V_HIGH = Member(
 T2V_LOW = Member(
     "diffusion_models",
     "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
+    "t2v_low",
     "t2v_A14B_expert.json",
     TRANSFORMER,
-    layers=3,
+    layers=5,
     seed=2,
     fp8=True,
     metadata=TRANSFORMER_METADATA,
 )
 TEXT_ENCODER = Member(
-    "text_encoders", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "umt5_xxl.json", UMT5, layers=3, seed=3, fp8=True
+    "text_encoders",
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    "text_encoder",
+    "umt5_xxl.json",
+    UMT5,
+    layers=2,
+    seed=3,
+    fp8=True,
 )
-VAE = Member("vae", "wan_2.1_vae.safetensors", "vae21.json", VAE21, seed=4)
+VAE = Member("vae", "wan_2.1_vae.safetensors", "vae21", "vae21.json", VAE21, seed=4)
 
 I2V_HIGH = replace(
     T2V_HIGH, name="wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", shapes="i2v_A14B_expert.json", seed=7

@@ -1,0 +1,106 @@
+"""Scenes and captions in bulk, drawn by all cores, and their clips, drawn on the training device."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...wan_core.text.tokenizer import PAD, Tokenizer
+from ..captions import ATTRIBUTES, caption
+from ..world import Sheet, axes, draw_scene, render, sheet
+
+BLOCK = 500  # scenes to one seed: the pool is the same however many cores draw it
+CAPTIONS = 3  # texts to one scene
+TOKENS = 64  # longest training text, its end token included
+
+
+@dataclass(frozen=True)
+class Size:
+    """Frames and pixels of a clip."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the transformer: 4 x 16 x 16 to one."""
+        return ((self.frames - 1) // 4 + 1) * (self.height // 16) * (self.width // 16)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N scenes with CAPTIONS texts each, on one device."""
+
+    scenes: Sheet
+    ids: Tensor  # [N, CAPTIONS, TOKENS] int64 token ids
+    told: Tensor  # [N, CAPTIONS, attributes] index of the value, or of one more than there are: not told
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+_tokenizer: Tokenizer | None = None  # of the worker processes; None: no captions
+
+
+def _start(model: bytes | None) -> None:
+    global _tokenizer
+    _tokenizer = Tokenizer(model) if model else None
+
+
+def _block(seed: tuple[int, int, bool]) -> tuple[Sheet, np.ndarray, np.ndarray]:
+    """One block of the pool: its scenes, token ids and labels."""
+    number, block, held_out = seed
+    rng = np.random.default_rng((number, block))
+    scenes = [draw_scene(rng, held_out=held_out) for _ in range(BLOCK)]
+    columns = CAPTIONS if _tokenizer else 0
+    ids = np.full((BLOCK, columns, TOKENS), PAD, dtype=np.int16)
+    told = np.zeros((BLOCK, columns, len(ATTRIBUTES)), dtype=np.int8)
+    for row, scene in enumerate(scenes):
+        for column in range(columns):
+            assert _tokenizer is not None
+            text = caption(scene, rng)
+            tokens = _tokenizer.encode(text.text, tokens=TOKENS)
+            ids[row, column, : len(tokens)] = tokens
+            told[row, column] = [text.told.get(name, len(values)) for name, values in ATTRIBUTES.items()]
+    return sheet(scenes), ids, told
+
+
+def draw_pool(
+    count: int, seed: int, device: torch.device, *, tokenizer: bytes | None = None, held_out: bool = False
+) -> Pool:
+    """Draws at least `count` scenes; with a sentencepiece model also their captions.
+
+    Call it before the process uses the GPU: it forks.
+    """
+    seeds = [(seed, block, held_out) for block in range(-(-count // BLOCK))]
+    if "fork" in multiprocessing.get_all_start_methods() and len(seeds) > 4:
+        with multiprocessing.get_context("fork").Pool(os.cpu_count(), _start, (tokenizer,)) as workers:
+            blocks = workers.map(_block, seeds)
+    else:
+        _start(tokenizer)
+        blocks = [_block(seed) for seed in seeds]
+    scenes, ids, told = zip(*blocks, strict=True)
+    joined = Sheet(
+        *(
+            torch.from_numpy(np.concatenate([getattr(part, field.name) for part in scenes])).to(device)
+            for field in fields(Sheet)
+        )
+    )
+    return Pool(
+        joined,
+        torch.from_numpy(np.concatenate(ids)).to(device).long(),
+        torch.from_numpy(np.concatenate(told)).to(device).long(),
+    )
+
+
+def draw_clips(scenes: Sheet, size: Size) -> Tensor:
+    """Scenes on a device -> clips [B, 3, F, H, W] in -1..1, float32."""
+    device = scenes.pan.device
+    times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
+    return render(scenes, times, rows, columns, xp=torch).permute(0, 4, 1, 2, 3) * 2 - 1

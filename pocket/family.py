@@ -43,8 +43,22 @@ TEXT_DIM = 128
 VOCABULARY = 640
 TRANSFORMER = {5120: 128, 13824: 512, 30720: 768, 4096: TEXT_DIM}
 TRANSFORMER_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_DIM}})}
+SOUND_DIM = 64
+SOUND_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_DIM, "audio_dim": SOUND_DIM}})}
 VAE21 = {96: 8, 192: 16, 384: 32, 768: 64, 1152: 96}
-UMT5 = {4096: TEXT_DIM, 10240: 256, 256384: VOCABULARY, 64: 2}
+SOUND = {
+    **TRANSFORMER,
+    10240: 512,
+    2560: 128,
+    1280: 64,
+    1024: SOUND_DIM,
+}  # 1280: a quarter of the width
+WAV2VEC2 = {
+    1024: SOUND_DIM,
+    4096: 256,
+    64: 4,
+}  # all 24 layers: S2V mixes them; the convolutions keep their 512 channels
+UMT5 = {4096: TEXT_DIM, 10240: 512, 256384: VOCABULARY, 64: 4}
 
 T2V_HIGH = Member(
     "diffusion_models",
@@ -102,6 +116,24 @@ VAE22 = Member(
     "vae22.json",
     {160: 8, 320: 16, 640: 32, 1920: 96, 256: 8, 512: 16, 1024: 32, 2048: 64, 3072: 96},
     seed=12,
+)
+S2V = Member(
+    "diffusion_models",
+    "wan2.2_s2v_14B_fp8_scaled.safetensors",
+    "s2v_14B.json",
+    SOUND,
+    layers=5,
+    seed=13,
+    fp8=True,
+    metadata=SOUND_METADATA,
+)
+AUDIO_ENCODER = Member(
+    "audio_encoders",
+    "wav2vec2_large_english_fp16.safetensors",
+    "wav2vec2_large.json",
+    WAV2VEC2,
+    seed=14,
+    dtype="float16",
 )
 
 MEMBERS = (T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE, I2V_HIGH, I2V_LOW, TI2V, VAE22)

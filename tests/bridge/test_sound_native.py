@@ -12,9 +12,19 @@ from ..comfy_host import import_comfy
 import_comfy()
 
 import comfy.ops
+import comfy.sample
+import comfy.sd
 from comfy.ldm.wan.model import WanModel_S2V
+from comfy_extras.nodes_wan import WanSoundImageToVideo
+from make_pocket import build, write
+from wancore.nodes.bridge.facts import model_facts
+from wancore.nodes.bridge.model import load_model
+from wancore.nodes.bridge.schedule import with_shift
+from wancore.nodes.bridge.vae import load_vae
+from wancore.pocket import family
 from wancore.wan_core.audio.conditioning import SoundInputs, sound_conditioning
 from wancore.wan_core.config import TransformerConfig
+from wancore.wan_core.tasks import S2V_14B
 from wancore.wan_core.transformer import WanTransformer
 
 LIMIT = 1e-5  # relative, float32; ComfyUI's sinusoid is float32 and ours float64
@@ -89,3 +99,43 @@ def test_motion_frames_differ_by_their_positions_alone(pair, monkeypatch):
     tokens, _ = ours.frame_packer(given.motion)
     theirs, _ = pair[1].frame_packer(given.motion, pair[1])
     assert (tokens - theirs).norm() / theirs.norm() < LIMIT
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory) -> dict[str, str]:
+    """The miniature S2V model and VAE, as published files would lie there."""
+    folder = tmp_path_factory.mktemp("models")
+    paths = {}
+    for name, member in (("model", family.S2V), ("vae", family.VAE)):
+        paths[name] = str(folder / member.name)
+        write(build(member, fp8=True), folder / member.name, member.metadata)
+    return paths
+
+
+@torch.inference_mode()
+def test_native_nodes_feed_our_model(pocket):
+    """WanSoundImageToVideo and KSampler: with a picture, a pose video and no sound both models make the same."""
+    vae = load_vae(pocket["vae"])
+    picture, poses = (noise(n, 64, 64, 3, seed=n).sigmoid() for n in (1, 9))
+    text = [[noise(1, 512, family.TEXT_DIM, seed=8), {}]]
+    given = WanSoundImageToVideo.execute(text, text, vae, 64, 64, 9, 1, ref_image=picture, control_video=poses).args
+    results = []
+    for model in (load_model(pocket["model"]), comfy.sd.load_diffusion_model(pocket["model"])):
+        assert model_facts(model).task is S2V_14B
+        shifted = with_shift(model, S2V_14B.shift)  # ComfyUI's own default is 8
+        args = (shifted, noise(1, 16, 3, 8, 8), 2, 3.0, "euler", "simple", *given[:2], given[2]["samples"])
+        results.append(comfy.sample.sample(*args, disable_pbar=True))
+    assert (results[0] - results[1]).norm() / results[1].norm() < 1e-3
+
+
+@torch.inference_mode()
+def test_sound_of_native_nodes_is_heard(pocket):
+    vae, model = load_vae(pocket["vae"]), load_model(pocket["model"])
+    text = [[noise(1, 512, family.TEXT_DIM, seed=8), {}]]
+    results = []
+    for loudness in (0.0, 1.0):
+        heard = {"encoded_audio_all_layers": (loudness * noise(LAYERS, 1, 30, family.SOUND_DIM)).unbind()}
+        given = WanSoundImageToVideo.execute(text, text, vae, 64, 64, 9, 1, audio_encoder_output=heard).args
+        args = (model, noise(1, 16, 3, 8, 8), 1, 1.0, "euler", "simple", *given[:2], given[2]["samples"])
+        results.append(comfy.sample.sample(*args, disable_pbar=True))
+    assert (results[0] - results[1]).norm() / results[1].norm() > 1e-3

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from wancore.wan_core.audio.clips import fitting_size
 from wancore.wan_core.geometry import TI2V_MULTIPLE, size_at_aspect
 from wancore.wan_core.image_conditioning import fold_mask
 
@@ -30,6 +31,11 @@ def _ti2v_size(key: str) -> list[int]:
     return list(size_at_aspect((width, height), TI2V_AREA, TI2V_MULTIPLE))
 
 
+def _s2v_size(key: str) -> list[int]:
+    height, width, area = _numbers(key)
+    return list(reversed(fitting_size(width, height, area)))
+
+
 def _leading_mask(key: str) -> list[list[float]]:
     return fold_mask((torch.arange(MASK_FRAMES) < int(key)).float()).tolist()
 
@@ -42,6 +48,7 @@ def _alternating_mask(key: str) -> list[list[float]]:
 HELPERS: dict[str, Callable[[str], Any]] = {  # by the first words of an entry
     "i2v_output_hw": _i2v_size,
     "ti2v_best_output_size": _ti2v_size,
+    "s2v_get_size_less_than_area": _s2v_size,
     "animate_get_i2v_mask(lat_t": _leading_mask,
     "animate_get_i2v_mask(mask_pixel_values": _alternating_mask,
 }

@@ -48,6 +48,11 @@ OFFICIAL_SIZES: dict[str, tuple[Size, ...]] = {  # by task
     "i2v-2.1": _HD + _SD,
     "flf2v-2.1": _HD,
     "s2v-14B": ((1024, 704), (704, 1024), (1280, 704), (704, 1280)),
+    "vace-2.1": _HD + _SD,
+    "vace-fun-A14B": _HD + _SD,
+    "fun-A14B": _HD + _SD,
+    "fun-5B": ((1280, 704), (704, 1280)),
+    "fun-2.1": _HD + _SD,
 }
 
 

@@ -35,6 +35,14 @@ TI2V_5B = Task("ti2v-5B", "Wan 2.2 TI2V-5B", 50, 5.0, 5.0, 5.0, None, 24, 121, 4
 T2V_1_3B = Task("t2v-1.3B", "Wan 2.1 T2V-1.3B", 50, 8.0, 6.0, 6.0, None, 16, 81, 16, 16)
 # Wan-Video/Wan2.1 generate.py
 I2V_21 = Task("i2v-2.1", "Wan 2.1 I2V-14B", 40, 5.0, 5.0, 5.0, None, 16, 81, 16, 16)
+# VideoX-Fun examples/wan2.2_fun and wan2.2_vace_fun, config/wan2.2; the same for control, camera and inpainting
+FUN_A14B = Task("fun-A14B", "Wan 2.2 Fun-A14B", 50, 5.0, 6.0, 6.0, 0.900, 16, 81, 16, 16)
+FUN_5B = Task("fun-5B", "Wan 2.2 Fun-5B", 50, 5.0, 6.0, 6.0, None, 24, 121, 48, 32)
+VACE_FUN_A14B = Task("vace-fun-A14B", "Wan 2.2 VACE-Fun-A14B", 50, 12.0, 5.0, 5.0, 0.875, 16, 81, 16, 16)
+# VideoX-Fun examples/wan2.1_fun
+FUN_21 = Task("fun-2.1", "Wan 2.1 Fun", 50, 3.0, 6.0, 6.0, None, 16, 81, 16, 16)
 FLF2V_21 = Task("flf2v-2.1", "Wan 2.1 FLF2V-14B", 50, 16.0, 5.0, 5.0, None, 16, 81, 16, 16)
+VACE_21 = Task("vace-2.1", "Wan 2.1 VACE", 50, 16.0, 5.0, 5.0, None, 16, 81, 16, 16)
 
-TASKS = {task.id: task for task in (T2V_A14B, I2V_A14B, TI2V_5B, T2V_1_3B, I2V_21, FLF2V_21, S2V_14B)}
+FUN_TASKS = (FUN_A14B, FUN_5B, FUN_21, VACE_FUN_A14B, VACE_21)
+TASKS = {task.id: task for task in (T2V_A14B, I2V_A14B, TI2V_5B, T2V_1_3B, I2V_21, FLF2V_21, S2V_14B, *FUN_TASKS)}

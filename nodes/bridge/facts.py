@@ -11,10 +11,25 @@ import comfy.ldm.wan.model
 import comfy.model_base
 
 from ...wan_core.errors import WrongModelError
-from ...wan_core.tasks import FLF2V_21, I2V_21, I2V_A14B, S2V_14B, T2V_1_3B, T2V_A14B, TI2V_5B, Task
+from ...wan_core.tasks import (
+    FLF2V_21,
+    FUN_5B,
+    FUN_21,
+    FUN_A14B,
+    I2V_21,
+    I2V_A14B,
+    S2V_14B,
+    T2V_1_3B,
+    T2V_A14B,
+    TI2V_5B,
+    VACE_21,
+    VACE_FUN_A14B,
+    Task,
+)
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights.names import expert_of, is_distilled
 
+I2V_CHANNELS = 36  # noise, mask and picture; Fun Control takes its control clip as well
 DISTILLED = "wan_core_distilled"  # attachment of a patcher that carries a step-distillation LoRA
 
 
@@ -47,9 +62,10 @@ def model_facts(model_patcher: Any) -> ModelFacts:
         )
     path = _path_of(model_patcher)
     name = "/".join(Path(path).parts[-2:]) if path else ""
+    expert = expert_of(name)
     return ModelFacts(
-        task=_task_of(network),
-        expert=expert_of(name),
+        task=_task_of(network, expert),
+        expert=expert,
         distilled=_is_distilled(model_patcher, name),
         path=path,
         in_dim=network.in_dim,
@@ -65,11 +81,15 @@ def _path_of(model_patcher: Any) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def _task_of(network: Any) -> Task:
+def _task_of(network: Any, expert: str | None) -> Task:
     if network.out_dim == TI2V_5B.latent_channels:
-        return TI2V_5B
+        return FUN_5B if network.in_dim > network.out_dim else TI2V_5B
     if hasattr(network, "casual_audio_encoder"):
         return S2V_14B
+    if hasattr(network, "vace_blocks"):
+        return VACE_FUN_A14B if expert else VACE_21
+    if hasattr(network, "control_adapter") or network.in_dim > I2V_CHANNELS:
+        return FUN_21 if getattr(network, "img_emb", None) is not None else FUN_A14B
     if network.model_type == "i2v":
         return FLF2V_21 if "img_emb.emb_pos" in dict(network.named_parameters()) else I2V_21
     if network.in_dim > network.out_dim:

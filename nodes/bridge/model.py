@@ -35,6 +35,7 @@ from .hooks import hooks_of
 from .nag import against_of
 from .ops import wan_operations
 from .reading import read_tensors, with_scales
+from .variants import with_variants
 
 LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
 
@@ -89,8 +90,14 @@ class HostedTransformer(WanTransformer):
             pad = partial(comfy.ldm.common_dit.pad_to_patch_size, patch_size=self.patch_size)
             x = torch.cat([pad(x), pad(time_dim_concat)], dim=2)
         contexts = () if clip_fea is None or not self.config.image_dim else (ContextGroup(clip_fea),)
-        conditioning = Conditioning(context, contexts=contexts, against=against_of(transformer_options, len(x)))
-        velocity = super().forward(x, timestep, conditioning, hooks_of(transformer_options))
+        against = against_of(transformer_options, len(x))
+        conditioning = Conditioning(context, contexts=contexts, against=against)
+        if self.config.audio_dim:
+            sound = sound_conditioning(self, x, context, _sound_inputs(conds))
+            conditioning = replace(sound, against=against)
+        hooks = hooks_of(transformer_options)
+        conditioning = with_variants(conditioning, self, x, hooks, conds)
+        velocity = super().forward(x, timestep, conditioning, hooks)
         return velocity[:, :, :frames, :rows, :columns]
 
 
@@ -149,6 +156,17 @@ class WanModelS2V(WanModel, comfy.model_base.WAN22_S2V):
         }
 
 
+class WanModelVace(WanModel, comfy.model_base.WAN21_Vace):
+    """VACE: control clips with masks, any number of them."""
+
+
+class WanModelCamera(WanModel, comfy.model_base.WAN21_Camera):
+    """Fun Camera: the rays of a camera path."""
+
+
+VACE_MEMORY = 1.2  # of a plain model's, as ComfyUI estimates it
+
+
 class WanConfig(comfy.supported_models.WAN21_T2V):
     """What ComfyUI wants to know of a model before it is built."""
 
@@ -158,6 +176,7 @@ class WanConfig(comfy.supported_models.WAN21_T2V):
         model_type = "i2v" if config.image_dim else "t2v"
         super().__init__({"image_model": "wan2.1", "model_type": model_type, **asdict(config)})
         self.path = str(checkpoint.path)
+        self.memory_usage_factor *= VACE_MEMORY if config.vace_dim else 1.0
         self.latent_format = LATENT_FORMATS[config.out_dim]()
         self.sampling_settings = {"shift": task.shift}
         # The float type of the file; bfloat16 for quantised and float32 files. A bfloat16 file is never run in
@@ -167,11 +186,16 @@ class WanConfig(comfy.supported_models.WAN21_T2V):
 
     def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> Any:
         """Builds the model without weights."""
-        model = WanModel5B if isinstance(self.latent_format, comfy.latent_formats.Wan22) else WanModel
-        if self.unet_config["audio_dim"]:
-            model = WanModelS2V
         sizes = self.unet_config
-        return model(self, image_to_video=sizes["model_type"] == "i2v" and sizes["in_dim"] == 36, device=device)
+        model = WanModel5B if isinstance(self.latent_format, comfy.latent_formats.Wan22) else WanModel
+        if sizes["vace_dim"]:
+            model = WanModelVace
+        elif sizes["camera_dim"]:
+            model = WanModelCamera
+        elif sizes["audio_dim"]:
+            model = WanModelS2V
+        pictured = sizes["model_type"] == "i2v" and sizes["in_dim"] == 36
+        return model(self, image_to_video=pictured or model is WanModel5B, device=device)
 
 
 def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:

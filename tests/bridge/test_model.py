@@ -528,7 +528,7 @@ def test_wrong_tensors_are_named_before_anything_is_read(folder, monkeypatch):
         load_model(str(cut))
 
 
-@pytest.mark.parametrize("shapes", ["vace_1.3B", "s2v_14B", "animate_14B", "fun_control_A14B", "vae21", "umt5_xxl"])
+@pytest.mark.parametrize("shapes", ["s2v_14B", "animate_14B", "vae21", "umt5_xxl"])
 def test_what_the_model_cannot_run_is_refused(folder, shapes):
     weights = {name: torch.zeros([min(axis, 8) for axis in shape]) for name, shape in _shapes(shapes).items()}
     path = folder / f"refused_{shapes}.safetensors"

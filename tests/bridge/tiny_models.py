@@ -21,7 +21,7 @@ def tiny_weights(shapes: str, seed: int = 0, dtype: torch.dtype = torch.float32)
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in json.loads((SHAPES / f"{shapes}.json").read_text())["shapes"].items():
-        layer = re.match(r"blocks\.(\d+)\.", name)
+        layer = re.match(r"(?:vace_)?blocks\.(\d+)\.", name)
         if layer and int(layer[1]) >= LAYERS:
             continue
         size = [WIDTHS.get(axis, axis) for axis in shape]

@@ -27,10 +27,10 @@ FAMILIES = {  # file under tests/shapes: (kind, family, width, layers, in, out)
     "t2v_1.3B": ("diffusion_model", "t2v-1.3B", 1536, 30, 16, 16),
     "s2v_14B": ("diffusion_model", "s2v-14B", 5120, 40, 16, 16),
     "animate_14B": ("diffusion_model", "animate-14B", 5120, 40, 36, 16),
-    "vace_1.3B": ("diffusion_model", "vace", 1536, 30, 16, 16),
-    "vace_14B": ("diffusion_model", "vace", 5120, 40, 16, 16),
-    "fun_camera_A14B": ("diffusion_model", "camera", 5120, 40, 36, 16),
-    "fun_control_A14B": ("diffusion_model", "fun-control", 5120, 40, 52, 16),
+    "vace_1.3B": ("diffusion_model", "vace-2.1", 1536, 30, 16, 16),
+    "vace_14B": ("diffusion_model", "vace-2.1", 5120, 40, 16, 16),
+    "fun_camera_A14B": ("diffusion_model", "fun-A14B", 5120, 40, 36, 16),
+    "fun_control_A14B": ("diffusion_model", "fun-A14B", 5120, 40, 52, 16),
     "wan21_flf2v_14B": ("diffusion_model", "flf2v-2.1", 5120, 40, 36, 16),
     "wan21_i2v_14B": ("diffusion_model", "i2v-2.1", 5120, 40, 36, 16),
 }
@@ -45,6 +45,36 @@ def test_detects_every_transformer(tmp_path, name, prefix):
     assert (found.kind, found.family.id, found.prefix) == (kind, family, prefix)
     assert (config.dim, config.num_layers, config.in_dim, config.out_dim) == (dim, layers, in_dim, out_dim)
     assert (config.num_heads, config.text_dim, config.freq_dim, config.patch_size) == (dim // 128, 4096, 256, (1, 2, 2))
+
+
+def test_vace_of_two_experts_is_told_by_its_name(tmp_path):
+    """The tensors of Wan 2.1 VACE 14B and of both experts of Wan 2.2 VACE-Fun are alike."""
+    names = {
+        "wan2.1_vace_14B_fp16": "vace-2.1",
+        "wan2.2_fun_vace_high_noise_14B_bf16": "vace-fun-A14B",
+        "Wan2.2-VACE-Fun-A14B-low-noise-Q4": "vace-fun-A14B",
+    }
+    for name, family in names.items():
+        assert inspect(files.write_model(tmp_path / f"{name}.safetensors", "vace_14B")).family.id == family
+
+
+@pytest.mark.parametrize(
+    ("shapes", "changes", "family"),
+    [
+        ("i2v_A14B_expert", {"patch_embedding.weight": [5120, 52, 1, 2, 2]}, "fun-A14B"),  # control without ref_conv
+        ("ti2v_5B", {"patch_embedding.weight": [3072, 100, 1, 2, 2]}, "fun-5B"),
+        ("ti2v_5B", {"patch_embedding.weight": [3072, 148, 1, 2, 2]}, "fun-5B"),
+        ("ti2v_5B", {"patch_embedding.weight": [3072, 100, 1, 2, 2], "control_adapter.conv.weight": [3072, 6144, 2, 2]},
+         "camera"),
+        ("wan21_i2v_14B", {"patch_embedding.weight": [5120, 48, 1, 2, 2]}, "fun-2.1"),
+        ("wan21_i2v_14B", {"patch_embedding.weight": [5120, 32, 1, 2, 2],
+                           "control_adapter.conv.weight": [5120, 1536, 2, 2]}, "fun-2.1"),
+        ("ti2v_5B", {"patch_embedding.weight": [3072, 64, 1, 2, 2]}, "wan"),
+    ],
+)  # fmt: skip
+def test_fun_models_are_told_by_their_channels(tmp_path, shapes, changes, family):
+    tensors = {name: ("BF16", shape) for name, shape in {**files.shapes_of(shapes), **changes}.items()}
+    assert inspect(files.write_hollow(tmp_path / "x.safetensors", tensors)).family.id == family
 
 
 def test_every_shape_file_is_detected():
@@ -329,6 +359,7 @@ def models(tmp_path):
         "5b": ("wan2.2_ti2v_5B.safetensors", "ti2v_5B"),
         "s2v": ("wan2.2_s2v_14B.safetensors", "s2v_14B"),
         "vace": ("wan2.1_vace_14B.safetensors", "vace_14B"),
+        "animate": ("wan2.2_animate_14B.safetensors", "animate_14B"),
         "vae21": ("wan_2.1_vae.safetensors", "vae21"),
         "vae22": ("wan2.2_vae.safetensors", "vae22"),
         "text": ("umt5_xxl.safetensors", "umt5_xxl"),
@@ -350,7 +381,7 @@ def test_pairs(models, tmp_path):
 
 def test_every_file_in_every_wrong_place_is_refused(models):
     right = {
-        "diffusion_model": {"t2v_high", "t2v_low", "i2v_low", "5b", "s2v"},
+        "diffusion_model": {"t2v_high", "t2v_low", "i2v_low", "5b", "s2v", "vace"},
         "vae": {"vae21", "vae22"},
         "text_encoder": {"text"},
     }

@@ -10,7 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..config import TransformerConfig
-from ..tasks import FLF2V_21, I2V_21, I2V_A14B, S2V_14B, T2V_1_3B, T2V_A14B, TI2V_5B
+from ..tasks import (
+    FLF2V_21,
+    FUN_5B,
+    FUN_21,
+    FUN_A14B,
+    I2V_21,
+    I2V_A14B,
+    S2V_14B,
+    T2V_1_3B,
+    T2V_A14B,
+    TI2V_5B,
+    VACE_21,
+    VACE_FUN_A14B,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 DIFFUSION_MODEL, TEXT_ENCODER, VAE, LORA = "diffusion_model", "text_encoder", "vae", "lora"
@@ -35,10 +48,15 @@ class Family:
     id: str
     title: str
     matches: Callable[[Shapes], bool]
+    of_experts: bool = False  # only files whose name says which expert they hold: the tensors are those of the next row
 
 
 def _has(*names: str) -> Callable[[Shapes], bool]:
     return lambda shapes: all(name in shapes for name in names)
+
+
+def _all(*conditions: Callable[[Shapes], bool]) -> Callable[[Shapes], bool]:
+    return lambda shapes: all(condition(shapes) for condition in conditions)
 
 
 def _any_start(*starts: str) -> Callable[[Shapes], bool]:
@@ -92,9 +110,25 @@ def _plain(in_dim: int, out_dim: int, *, small: bool = False) -> Callable[[Shape
     return matches
 
 
+def _channels(*sizes: tuple[int, int]) -> Callable[[Shapes], bool]:
+    """Any of these pairs of channels in and out."""
+
+    def matches(shapes: Shapes) -> bool:
+        config = TransformerConfig.from_shapes(shapes)
+        return (config.in_dim, config.out_dim) in sizes
+
+    return matches
+
+
+CAMERA, CLIP_BRANCH = "control_adapter.conv.weight", "img_emb.proj.0.bias"
+
 TRUNKS = (  # files with `head.modulation`; names as in the official spelling
-    Family(DIFFUSION_MODEL, "vace", "Wan VACE", _has("vace_patch_embedding.weight")),
-    Family(DIFFUSION_MODEL, "camera", "Wan Fun Camera", _has("control_adapter.conv.weight")),
+    Family(DIFFUSION_MODEL, VACE_FUN_A14B.id, VACE_FUN_A14B.title, _has("vace_patch_embedding.weight"), True),
+    Family(DIFFUSION_MODEL, VACE_21.id, VACE_21.title, _has("vace_patch_embedding.weight")),
+    Family(DIFFUSION_MODEL, FUN_21.id, FUN_21.title, _has(CAMERA, CLIP_BRANCH)),
+    Family(DIFFUSION_MODEL, FUN_A14B.id, FUN_A14B.title,
+           _all(_has(CAMERA), _channels((36, 16)))),
+    Family(DIFFUSION_MODEL, "camera", "Wan Fun Camera of a size that this pack does not know", _has(CAMERA)),
     Family(DIFFUSION_MODEL, S2V_14B.id, S2V_14B.title, _has("casual_audio_encoder.encoder.final_linear.weight")),
     Family(DIFFUSION_MODEL, "humo", "HuMo", _has("audio_proj.audio_proj_glob_1.layer.bias")),
     Family(DIFFUSION_MODEL, "animate-14B", "Wan 2.2 Animate-14B", _has("face_adapter.fuser_blocks.0.k_norm.weight")),
@@ -102,11 +136,14 @@ TRUNKS = (  # files with `head.modulation`; names as in the official spelling
     Family(DIFFUSION_MODEL, "scail", "SCAIL", _has("patch_embedding_pose.weight")),
     Family(DIFFUSION_MODEL, "dancer", "WanDancer", _has("patch_embedding_global.weight")),
     Family(DIFFUSION_MODEL, FLF2V_21.id, FLF2V_21.title, _has("img_emb.emb_pos")),
-    Family(DIFFUSION_MODEL, I2V_21.id, I2V_21.title, _has("img_emb.proj.0.bias")),
-    Family(DIFFUSION_MODEL, "fun-control", "Wan Fun Control", _has("ref_conv.weight")),
+    Family(DIFFUSION_MODEL, FUN_21.id, FUN_21.title,
+           _all(_has(CLIP_BRANCH), _channels((48, 16)))),
+    Family(DIFFUSION_MODEL, I2V_21.id, I2V_21.title, _has(CLIP_BRANCH)),
+    Family(DIFFUSION_MODEL, FUN_A14B.id, FUN_A14B.title, _channels((52, 16))),
+    Family(DIFFUSION_MODEL, FUN_5B.id, FUN_5B.title, _channels((100, 48), (148, 48))),
     Family(DIFFUSION_MODEL, TI2V_5B.id, TI2V_5B.title, _plain(48, 48)),
     Family(DIFFUSION_MODEL, I2V_A14B.id, I2V_A14B.title, _plain(36, 16)),
     Family(DIFFUSION_MODEL, T2V_1_3B.id, T2V_1_3B.title, _plain(16, 16, small=True)),
     Family(DIFFUSION_MODEL, T2V_A14B.id, T2V_A14B.title, _plain(16, 16)),
     Family(DIFFUSION_MODEL, "wan", "Wan variant that this pack does not know", lambda _: True),
-)
+)  # fmt: skip

@@ -121,7 +121,9 @@ def _transformer(header: Header) -> Checkpoint | None:
     shapes = {name: entry.shape for name, entry in tensors.items()}
     try:
         config = _overridden(TransformerConfig.from_shapes(shapes), header.metadata)
-        family = next(family for family in TRUNKS if family.matches(shapes))
+        expert = expert_of(f"{header.path.parent.name}/{header.path.name}")
+        rows = (family for family in TRUNKS if expert or not family.of_experts)
+        family = next(family for family in rows if family.matches(shapes))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise WeightsFileError(
             "The weights file lacks basic tensors of a Wan transformer",
@@ -129,7 +131,6 @@ def _transformer(header: Header) -> Checkpoint | None:
             found=f"no usable {error}",
             remedy=DOWNLOAD_AGAIN,
         ) from None
-    expert = expert_of(f"{header.path.parent.name}/{header.path.name}")
     return Checkpoint(header, family, spelling.prefix, names, config, expert, _precision(tensors), _scaling(header))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ..errors import WrongModelError
+from ..tasks import TASKS
 from .families import AUDIO_ENCODER, DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
@@ -73,7 +74,7 @@ def _require_known(checkpoint: Checkpoint) -> None:
             "This pack has no model for this file",
             where=_path(checkpoint),
             found=f"a {checkpoint.family.title}",
-            expected="Wan 2.2 T2V-A14B, I2V-A14B, TI2V-5B, S2V-14B or Wan 2.1 T2V",
+            expected=f"one of {', '.join(task.title for task in TASKS.values())}",
             remedy="Open it with ComfyUI's Load Diffusion Model node" if native else place(DIFFUSION_MODEL),
         )
     if checkpoint.precision == "packed" and checkpoint.quantised in ("", "unmarked"):

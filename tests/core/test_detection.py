@@ -21,8 +21,8 @@ from .test_lora_names import SPELLINGS, diffusers
 ROOT = Path(__file__).parents[2]
 TRUNKS = {  # shape list: family
     "t2v_A14B_expert": "t2v-A14B", "i2v_A14B_expert": "i2v-A14B", "ti2v_5B": "ti2v-5B", "t2v_1.3B": "t2v-1.3B",
-    "s2v_14B": "s2v-14B", "animate_14B": "animate-14B", "vace_1.3B": "vace", "vace_14B": "vace",
-    "fun_camera_A14B": "camera", "fun_control_A14B": "fun-control", "wan21_flf2v_14B": "flf2v-2.1",
+    "s2v_14B": "s2v-14B", "animate_14B": "animate-14B", "vace_1.3B": "vace-2.1", "vace_14B": "vace-2.1",
+    "fun_camera_A14B": "fun-A14B", "fun_control_A14B": "fun-A14B", "wan21_flf2v_14B": "flf2v-2.1",
     "wan21_i2v_14B": "i2v-2.1",
 }  # fmt: skip
 PLAIN = ("t2v_A14B_expert", "i2v_A14B_expert", "ti2v_5B", "t2v_1.3B", "wan21_i2v_14B")

@@ -57,7 +57,7 @@ def write_lora(path: Path, shapes: str, seed: int = 9, rank: int = 4) -> str:
         elif name.endswith(("norm_q.weight", "norm3.weight", "head.head.weight")):
             lora[f"{layer}.diff"] = 0.05 * torch.randn(weight.shape, generator=generator)
     name = "blocks.0.ffn.0"  # both a pair and a difference on one weight
-    lora[f"diffusion_model.{name}.diff"] = 0.02 * torch.randn(512, 256, generator=generator)
+    lora[f"diffusion_model.{name}.diff"] = 0.02 * torch.randn(512, WIDTHS[5120], generator=generator)
     save_file(lora, path)
     return str(path)
 

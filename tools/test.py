@@ -156,7 +156,9 @@ def _run_checks(checks: Checks, prepared: Prepared, others: Mapping[str, Prepare
     if not options.k:
         checks.command("ruff check", ["-m", "ruff", "check", "."])
         checks.command("ruff format", ["-m", "ruff", "format", "--check", "."])
-        checks.command("basedpyright", ["-m", "basedpyright", "--pythonpath", str(prepared.python)])
+        checks.command(
+            "basedpyright", ["-m", "basedpyright", "--project", str(ROOT), "--pythonpath", str(prepared.python)]
+        )
         checks.golden()
     selection = ["-k", options.k] if options.k else []
     left_out = _left_out(options)

@@ -37,4 +37,6 @@ def test_blueprint_is_the_graph_of_its_template(name: str) -> None:
 
 
 def test_every_template_has_one() -> None:
-    assert [file.stem for file in BLUEPRINTS] == sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
+    templates = sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
+    # The GGUF template is the text to video one with other file names: its blueprint would be a second of the same.
+    assert [file.stem for file in BLUEPRINTS] == [title for title in templates if not title.endswith("GGUF")]

@@ -1,6 +1,7 @@
 """Writes the miniature Wan family under the published file names: python3 tools/make_pocket.py MODELS_FOLDER.
 
-The weights are random, seeded by member and tensor name, so the same files come out on every machine.
+Members with trained weights in pocket/weights get them. The others' are random, seeded by member and tensor name, so
+that the same files come out on every machine.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 
 import torch
 from pack import ROOT, import_pack
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import_pack()
 from wancore.pocket import family  # noqa: E402
+from wancore.pocket.models import SPIECE, weights_file  # noqa: E402
 from wancore.pocket.tokenizer import example_sentences, train_tokenizer  # noqa: E402
 
 FP8_MAX = 448.0  # largest float8_e4m3fn
@@ -87,18 +89,21 @@ def scale_to_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def build(member: family.Member, *, fp8: bool) -> dict[str, Tensor]:
-    """All tensors of one file: bfloat16, or the published precision."""
-    dtype = torch.float16 if member.fp16 else torch.bfloat16
-    weights = {
-        published_name(name, member): draw(name, shape, member.seed).to(getattr(torch, member.dtype))
-        for name, shape in shapes_of(member)
-    }
+def build(member: family.Member, *, fp8: bool, trained: bool = True) -> dict[str, Tensor]:
+    """All tensors of one file: bfloat16, or the published precision; trained weights where there are some."""
+    kept = weights_file(member)
+    if trained and kept.is_file():
+        weights = load_file(kept)
+        spiece = weights.pop(SPIECE, None)
+    else:
+        weights = {
+            published_name(name, member): draw(name, shape, member.seed).to(getattr(torch, member.dtype))
+            for name, shape in shapes_of(member)
+        }
+        spiece = train_tokenizer(example_sentences(), family.VOCABULARY) if member is family.TEXT_ENCODER else None
     if fp8 and member.fp8:
         weights = scale_to_fp8(weights)
-    if member is family.TEXT_ENCODER:
-        weights["spiece_model"] = train_tokenizer(example_sentences(), family.VOCABULARY)
-    return weights
+    return weights if spiece is None else {**weights, SPIECE: spiece}
 
 
 def build_lora(lora: family.Lora, base: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -125,12 +130,12 @@ def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
     part.replace(path)
 
 
-def make_pocket(models: Path, *, fp8: bool = True) -> list[Path]:
+def make_pocket(models: Path, *, fp8: bool = True, trained: bool = True) -> list[Path]:
     """Writes every member and LoRA into the folders of `models`; returns their paths."""
     paths = []
     for member in family.MEMBERS:
         paths.append(models / member.folder / member.name)
-        write(build(member, fp8=fp8), paths[-1], member.metadata)
+        write(build(member, fp8=fp8, trained=trained), paths[-1], member.metadata)
     members = {member.name: member for member in family.MEMBERS}
     for lora in family.LORAS:
         paths.append(models / "loras" / lora.name)
@@ -142,8 +147,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", type=Path, help="a ComfyUI models folder; sub-folders are made as needed")
     parser.add_argument("--bf16", action="store_true", help="plain bfloat16 in place of the published fp8 layout")
+    parser.add_argument("--untrained", action="store_true", help="random weights for every member")
     args = parser.parse_args()
-    for path in make_pocket(args.models, fp8=not args.bf16):
+    for path in make_pocket(args.models, fp8=not args.bf16, trained=not args.untrained):
         print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path}")
 
 

@@ -29,19 +29,19 @@ def drawn(count: int, seed: int) -> list:
 
 
 def test_judge_reads_the_generators_own_clips():
-    answers = [(thing, judge(video)) for thing, video in drawn(200, seed=1)]
+    answers = [(thing, judge(video)) for thing, video in drawn(120, seed=1)]
     for name in ("color", "shape", "direction"):
         right = np.mean([getattr(thing, name) == getattr(seen, name) for thing, seen in answers])
         assert right >= 0.99, name
 
 
 def test_judge_is_at_chance_on_shuffled_prompts():
-    answers = [(thing, judge(video)) for thing, video in drawn(200, seed=2)]
+    answers = [(thing, judge(video)) for thing, video in drawn(120, seed=2)]
     for name, values in (("color", COLORS), ("shape", SHAPES), ("direction", DIRECTIONS)):
         told = [getattr(thing, name) for thing, _ in answers]
         seen = [getattr(found, name) for _, found in answers]
         right = np.mean([told[i] == seen[(i + step) % len(seen)] for step in range(1, 50) for i in range(len(seen))])
-        assert abs(right - 1 / len(values)) < 0.05, name
+        assert abs(right - 1 / len(values)) < 0.07, name
 
 
 def test_judge_sees_nothing_where_nothing_is():
@@ -112,3 +112,20 @@ def test_colours_stand_out_from_every_ground():
     for name, rgb in BACKGROUNDS.items():
         ground = np.broadcast_to(np.float32(rgb), (5, 32, 32, 3))
         assert judge(ground) == Seen(None, None, None), name
+
+
+def test_trained_files_have_the_familys_parameters():
+    from safetensors import safe_open
+    from wancore.pocket import family, models
+
+    for member, new in (
+        (family.T2V_HIGH, lambda: models.new_transformer(family.T2V_HIGH)),
+        (family.T2V_LOW, lambda: models.new_transformer(family.T2V_LOW)),
+        (family.VAE, models.new_vae),
+        (family.TEXT_ENCODER, models.new_text_encoder),
+    ):
+        with safe_open(models.weights_file(member), "pt") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            assert dict(member.metadata).items() <= file.metadata().items()
+        shapes.pop(models.SPIECE, None)
+        assert shapes == {name: list(value.shape) for name, value in new().state_dict().items()}, member.short

@@ -202,9 +202,9 @@ def absent(models):
 
 def wrong_width(models):
     weights = load_file(models / "text_encoders" / TEXT)
-    weights["shared.weight"] = torch.zeros(1024, 128)
+    weights["shared.weight"] = torch.zeros(640, 96)
     save_file(weights, models / "text_encoders" / "narrow.safetensors")
-    return {"text_encoder": "narrow.safetensors"}, ("narrow.safetensors", "128", "256")
+    return {"text_encoder": "narrow.safetensors"}, ("narrow.safetensors", "96", "128")
 
 
 BAD = (i2v_low, vae_as_model, text_encoder_as_vae, vae_as_text_encoder, lora_as_model, truncated, truncated_low,
@@ -276,8 +276,8 @@ def test_lora_pair(models, reports):
     for old, new in ((high, new_high), (low, new_low)):
         assert model_facts(new).distilled and not model_facts(old).distilled
         assert new.model is old.model and new.patches_uuid != old.patches_uuid
-    assert f"high: {LORA_HIGH} (strength 1): 30 of 30 layers" in reports[0]
-    assert f"low: {LORA_LOW} (strength 1): 30 of 30 layers" in reports[0]
+    assert f"high: {LORA_HIGH} (strength 1): 50 of 50 layers" in reports[0]
+    assert f"low: {LORA_LOW} (strength 1): 50 of 50 layers" in reports[0]
 
 
 def test_lora_strength_zero_and_none(models, reports):
@@ -316,7 +316,7 @@ def test_lora_pair_refusals(models, reports):
 def test_lora_changes_the_picture_by_its_delta(models, reports):
     _, (high, _) = pair(models)
     (base, _), _ = pair(models, lora_low="none")
-    x, context = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 512, 256)
+    x, context = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 512, 128)
     outs = []
     for patcher in (high, base):
         management.load_models_gpu([patcher])

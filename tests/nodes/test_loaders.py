@@ -43,9 +43,10 @@ def pocket(tmp_path_factory):
 
 @pytest.fixture
 def models(pocket, tmp_path, monkeypatch):
-    """A models folder of the test's own, and ComfyUI looking there."""
+    """A models folder of the test's own with the text to video files, and ComfyUI looking there."""
+    files = {HIGH, LOW, TEXT, VAE, LORA_HIGH, LORA_LOW}
     for name in FOLDERS:
-        shutil.copytree(pocket / name, tmp_path / name)
+        shutil.copytree(pocket / name, tmp_path / name, ignore=lambda _, listed: set(listed) - files)
         extensions = folder_paths.folder_names_and_paths[name][1]
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(tmp_path / name)], extensions))
     folder_paths.filename_list_cache.clear()

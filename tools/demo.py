@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("prompt", nargs="?", default=EXAMPLE, help=f"what the clip shows (default: {EXAMPLE})")
     parser.add_argument("--seed", type=int, default=1, help="seed of the noise (default: 1)")
-    parser.add_argument("--size", default="208x112", metavar="WxH", help="pixels, multiples of 16 (default: 208x112)")
+    parser.add_argument("--size", default="96x96", metavar="WxH", help="pixels, multiples of 16 (default: 96x96)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the clip (default: 2)")
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder for the mp4 (default: output/)")
     parser.add_argument("--serve", action="store_true", help="leave the server running and print its address")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +17,17 @@ FORMATS = (*GGUF_TYPES, "fp8 scaled", "fp8 plain", "int8")
 INT8_MAX = 127
 
 
+# The K types have blocks of 256 numbers, so rows have to be at least that long: twice the family's width.
+WIDE = replace(
+    family.T2V_HIGH,
+    short="wide",
+    layers=3,
+    widths={5120: 256, 13824: 512, 30720: 1536, 4096: family.TEXT_DIM},
+)
+
+
 def weights() -> dict[str, Tensor]:
-    return build(family.T2V_HIGH, fp8=False)
+    return build(WIDE, fp8=False)
 
 
 def write_format(path: Path, kind: str) -> str:

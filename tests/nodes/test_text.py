@@ -24,7 +24,14 @@ import nodes as native_nodes
 from .native import run
 
 PROMPT = "a red circle moves to the right"
-SMALL = {"d_model": 256, "d_ff": 512, "d_kv": 64, "num_heads": 4, "num_layers": 3, "vocab_size": family.VOCABULARY}
+SMALL = {
+    "d_model": family.TEXT_DIM,
+    "d_ff": family.UMT5[10240],
+    "d_kv": family.TEXT_DIM // family.UMT5[64],
+    "num_heads": family.UMT5[64],
+    "num_layers": family.TEXT_ENCODER.layers,
+    "vocab_size": family.VOCABULARY,
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,7 @@ def test_it_equals_two_native_text_encode_nodes(clip):
 
 def test_prompt_and_negative_differ(clip):
     positive, negative = encode(clip, PROMPT, "blurry")
-    assert positive[0][0].shape == negative[0][0].shape == (1, 512, 256)
+    assert positive[0][0].shape == negative[0][0].shape == (1, 512, family.TEXT_DIM)
     assert torch.isfinite(positive[0][0]).all()
     assert not torch.equal(positive[0][0], negative[0][0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -26,5 +27,7 @@ def import_comfy() -> Path:
         argv, sys.argv = sys.argv, ["test", "--cpu"]
         import comfy.cli_args  # reads sys.argv now
 
+        # As main.py does, before ComfyUI puts its own folder first on sys.path, which has another `utils`.
+        importlib.import_module("utils")
         sys.argv = argv
     return folder

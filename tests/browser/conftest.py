@@ -40,7 +40,7 @@ def artefacts() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running in this thread: not beyond these tests
 def browser() -> Iterator[Browser]:
     names = [os.environ.get("CHROMIUM", ""), *BROWSERS]
     chromium = next((path for path in map(shutil.which, names) if path), None)

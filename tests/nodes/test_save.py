@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -32,6 +33,11 @@ PROMPT = {"1": {"class_type": "WanCoreSaveVideo", "inputs": {"filename_prefix": 
 WORKFLOW = {"nodes": [{"id": 1}], "version": 0.4}
 HIDDEN = {io.Hidden.prompt: PROMPT, io.Hidden.extra_pnginfo: {"workflow": WORKFLOW}}
 TONE = {"waveform": torch.sin(torch.arange(48_000 * 3) / 30)[None, None].repeat(1, 2, 1) / 2, "sample_rate": 48_000}
+
+HAS_BIT_DEPTH = "bit_depth" in inspect.signature(InputImpl.VideoFromComponents.__init__).parameters
+CODECS: tuple = ("auto", "h264")  # what the native node's codec input takes: names, or choices with their own inputs
+if isinstance(next(item for item in SaveVideo.define_schema().inputs if item.id == "codec"), io.DynamicCombo.Input):
+    CODECS = ({"codec": "auto"}, {"codec": "h264", "encoding": {"encoding": "re-encode", "crf": 40.0}})
 
 
 def pictures(count=17, height=48, width=64):
@@ -81,9 +87,7 @@ def test_the_node_shows_the_file_and_the_file_holds_everything(output):
 
 def test_metadata_is_stored_as_the_native_node_stores_it(output):
     save(frame_video())
-    run(
-        SaveVideo, hidden=HIDDEN, video=native_video(), filename_prefix="native", format="auto", codec={"codec": "auto"}
-    )
+    run(SaveVideo, hidden=HIDDEN, video=native_video(), filename_prefix="native", format="auto", codec=CODECS[0])
     stored = []
     for name in ("video/Wan_00001_.mp4", "native_00001_.mp4"):
         with av.open(str(output / name)) as container:
@@ -124,6 +128,7 @@ def test_saving_makes_no_float_of_the_clip(output):
     assert seen.largest <= pictures().numel(), "a clip that comes as float is not copied"
 
 
+@pytest.mark.skipif(not HAS_BIT_DEPTH, reason="this ComfyUI's videos have no bit depth")
 def test_ten_bit_videos_stay_ten_bit(output):
     save(native_video(bit_depth=10))
     with av.open(str(output / "video" / "Wan_00001_.mp4")) as container:
@@ -234,7 +239,7 @@ class TestFrameVideo:
                 assert mine == theirs, name
 
     def test_native_save_video_takes_it(self, output):
-        for codec in ({"codec": "auto"}, {"codec": "h264", "encoding": {"encoding": "re-encode", "crf": 40.0}}):
+        for codec in CODECS:
             run(SaveVideo, hidden=HIDDEN, video=frame_video(), filename_prefix="a", format="mp4", codec=codec)
         assert names(output) == ["a_00001_.mp4", "a_00002_.mp4"]
         with av.open(str(output / "a_00001_.mp4")) as container:
@@ -244,7 +249,7 @@ class TestFrameVideo:
     def test_native_get_video_components_takes_it(self):
         images, audio, rate, *depth = run(GetVideoComponents, video=frame_video(audio=TONE)).result
         assert images.shape == (17, 48, 64, 3) and images.dtype == torch.float32
-        assert (audio["sample_rate"], rate, depth) == (48_000, 16.0, [8])
+        assert (audio["sample_rate"], rate, depth) == (48_000, 16.0, [8] if HAS_BIT_DEPTH else [])
 
     def test_it_streams_as_a_native_video_does(self):
         source = frame_video().get_stream_source()

@@ -17,13 +17,15 @@ LOW = "Wan2.2-T2V-A14B-LowNoise-Q4_K_S.gguf"
 TEXT_ENCODER = "umt5-xxl-encoder-Q5_K_M.gguf"
 
 
-def write_family(models: Path) -> None:
+def write_family(models: Path) -> list[Path]:
     """Writes the files of the bundled GGUF workflow into the folders of `models`, in Q8_0 whatever their names say."""
+    files = []
     for name, member in ((HIGH, family.T2V_HIGH), (LOW, family.T2V_LOW)):
-        write_gguf(models / "diffusion_models" / name, build(member, fp8=False), "Q8_0")
+        files.append(write_gguf(models / "diffusion_models" / name, build(member, fp8=False), "Q8_0"))
     path, decoded = write_umt5(models / "text_encoders")
     decoded.unlink()
-    path.rename(path.with_name(TEXT_ENCODER))
+    files.append(path.rename(path.with_name(TEXT_ENCODER)))
+    return files
 
 
 def is_block_matrix(name: str, weight: Tensor) -> bool:

@@ -77,9 +77,9 @@ def test_templates_are_small_and_name_their_files(workflows: dict[str, Any], tit
 
 
 @pytest.mark.slow
-def test_image_to_video_unedited(client: Client, workflows: Any, object_info: dict[str, Any], base: Path):
-    clip = run(client, workflows[IMAGE], object_info, base)
-    assert clip == {"size": (832, 464), "rate": Fraction(16), "frames": 81}
+def test_image_to_video_at_its_opening_size(client: Client, edited: Any, object_info: dict[str, Any], base: Path):
+    clip = run(client, edited(IMAGE, seconds=1.0), object_info, base)
+    assert clip == {"size": (832, 464), "rate": Fraction(16), "frames": 17}
 
 
 @pytest.mark.slow

@@ -115,10 +115,11 @@ def test_native_lora_loader_on_our_model(sample: Any, nodes: Nodes, reference: t
         lora = nodes("LoraLoaderModelOnly", model=["base", 0], lora_name=LORA_HIGH, strength_model=0.8)
         models = {"base": loaders["high"], "high": lora, "low": loaders["low"]}
         with_lora.append(sample(models, native_samplers(nodes)))
-    ours, native = with_lora
-    assert distance(ours, reference) > 10 * EQUAL, "the LoRA did nothing"
-    # The native loader merges the LoRA into fp8 weights and rounds them again; ours does not.
-    assert distance(ours, native) < 0.1 * distance(ours, reference) or distance(ours, native) < DIFFERENT
+    assert distance(with_lora[0], reference) > 10 * EQUAL, "the LoRA did nothing"
+    # The native loader merges the LoRA into fp8 weights and rounds them again, ours does not: both go the same way.
+    # That ours is exact is measured in tests/bridge/test_branches.py.
+    changes = [(result - reference).flatten().double() for result in with_lora]
+    assert torch.nn.functional.cosine_similarity(*changes, dim=0) > 0.7
 
 
 @pytest.mark.parametrize("loader", ["WanCoreLoadVAE", "VAELoader"])

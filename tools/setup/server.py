@@ -79,8 +79,8 @@ class Server:
         return [line.strip() for line in self.log().splitlines() if "IMPORT FAILED" in line]
 
     def pack_warnings(self) -> list[str]:
-        """Lines of the log that are warnings, errors or tracebacks and name this pack."""
-        lines = self.log().splitlines()
+        """Lines of the log before the first prompt that are warnings, errors or tracebacks and name this pack."""
+        lines = self.log().split("got prompt")[0].splitlines()
         return [line for line in lines if TROUBLE.search(line) and re.search("wan.?core", line, re.IGNORECASE)]
 
     def running(self) -> bool:

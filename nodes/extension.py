@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import decode, doctor, latents, loaders, lora, sampling, save, text
+from . import decode, doctor, guidance, images, latents, loaders, lora, sampling, save, sound, text
 
-FAMILIES = (loaders, lora, text, latents, sampling, decode, save, doctor)
+FAMILIES = (loaders, lora, text, latents, images, sound, guidance, sampling, decode, save, doctor)
 
 
 class WanExtension(ComfyExtension):

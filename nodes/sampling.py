@@ -199,10 +199,8 @@ class WanCoreKSampler(io.ComfyNode):
         wishes = Settings(preset, steps, cfg_high, cfg_low, shift, boundary, sampler_name, scheduler)
         run = sampling.Run(seed, denoise, start_at_step, end_at_step, add_noise)
         plan = sampling.plan(pair, wishes, run)
-        inputs, log = (positive, negative, latent, run), None
-        if resume:
-            plan, log = sampling.logged(plan, *inputs, cls.hidden.prompt, cls.hidden.unique_id)
-        return io.NodeOutput(*sampling.sample(plan, *inputs, cls.hidden.unique_id, log))
+        graph = cls.hidden.prompt if resume else None
+        return io.NodeOutput(*clip_run.sample(plan, positive, negative, latent, run, cls.hidden.unique_id, graph=graph))
 
 
 class WanCoreDualExpertGuider(io.ComfyNode):

@@ -46,19 +46,9 @@ TRANSFORMER_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_D
 SOUND_DIM = 64
 SOUND_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_DIM, "audio_dim": SOUND_DIM}})}
 VAE21 = {96: 8, 192: 16, 384: 32, 768: 64, 1152: 96}
-SOUND = {
-    **TRANSFORMER,
-    10240: 512,
-    2560: 128,
-    1280: 64,
-    1024: SOUND_DIM,
-}  # 1280: a quarter of the width
-WAV2VEC2 = {
-    1024: SOUND_DIM,
-    4096: 256,
-    64: 4,
-}  # all 24 layers: S2V mixes them; the convolutions keep their 512 channels
-UMT5 = {4096: TEXT_DIM, 10240: 512, 256384: VOCABULARY, 64: 4}
+SOUND = {**TRANSFORMER, 10240: 256, 2560: 64, 1280: 32, 1024: SOUND_DIM}
+WAV2VEC2 = {1024: SOUND_DIM, 4096: 256, 64: 4}  # all 24 layers: S2V mixes them; the convolutions keep 512 channels
+UMT5 = {4096: TEXT_DIM, 10240: 256, 256384: VOCABULARY, 64: 2}
 
 T2V_HIGH = Member(
     "diffusion_models",
@@ -95,16 +85,25 @@ TEXT_ENCODER = Member(
 VAE = Member("vae", "wan_2.1_vae.safetensors", "vae21", "vae21.json", VAE21, seed=4)
 
 I2V_HIGH = replace(
-    T2V_HIGH, name="wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", shapes="i2v_A14B_expert.json", seed=7
+    T2V_HIGH,
+    name="wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors",
+    short="i2v_high",
+    shapes="i2v_A14B_expert.json",
+    seed=7,
 )
 I2V_LOW = replace(
-    T2V_LOW, name="wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors", shapes="i2v_A14B_expert.json", seed=8
+    T2V_LOW,
+    name="wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors",
+    short="i2v_low",
+    shapes="i2v_A14B_expert.json",
+    seed=8,
 )
 TI2V = Member(
     "diffusion_models",
     "wan2.2_ti2v_5B_fp16.safetensors",
+    "ti2v",
     "ti2v_5B.json",
-    {3072: 256, 14336: 512, 18432: 1536, 4096: TEXT_DIM},
+    {3072: 128, 14336: 512, 18432: 768, 4096: TEXT_DIM},
     layers=3,
     seed=11,
     dtype="float16",
@@ -113,6 +112,7 @@ TI2V = Member(
 VAE22 = Member(
     "vae",
     "wan2.2_vae.safetensors",
+    "vae22",
     "vae22.json",
     {160: 8, 320: 16, 640: 32, 1920: 96, 256: 8, 512: 16, 1024: 32, 2048: 64, 3072: 96},
     seed=12,
@@ -120,6 +120,7 @@ VAE22 = Member(
 S2V = Member(
     "diffusion_models",
     "wan2.2_s2v_14B_fp8_scaled.safetensors",
+    "s2v",
     "s2v_14B.json",
     SOUND,
     layers=5,
@@ -130,13 +131,14 @@ S2V = Member(
 AUDIO_ENCODER = Member(
     "audio_encoders",
     "wav2vec2_large_english_fp16.safetensors",
+    "wav2vec2",
     "wav2vec2_large.json",
     WAV2VEC2,
     seed=14,
     dtype="float16",
 )
 
-MEMBERS = (T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE, I2V_HIGH, I2V_LOW, TI2V, VAE22)
+MEMBERS = (T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE, I2V_HIGH, I2V_LOW, TI2V, VAE22, S2V, AUDIO_ENCODER)
 LORAS = (
     Lora("wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors", I2V_HIGH.name, 8, 9),
     Lora("wan2.2_i2v_lightx2v_4steps_lora_v1_low_noise.safetensors", I2V_LOW.name, 8, 10),

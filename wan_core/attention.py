@@ -126,8 +126,7 @@ def _probe(place: Place, kernel: Kernel) -> float:
 
 
 @cache
-def chosen(place: Place) -> Kernel:
-    """`choose`, decided and logged once for each place."""
+def _chosen(place: Place) -> Kernel:
     kernel = choose(place)
     logging.debug("attention: %s for %s", kernel.name, place)
     return kernel
@@ -139,6 +138,9 @@ def _rounded(tokens: int) -> int:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over q [B, Lq, heads * d], k and v [B, Lk, heads * d] -> [B, Lq, heads * d]."""
-    place = Place(q.device, q.dtype, q.shape[2] // heads)
-    kernel = choose(place) if torch.compiler.is_compiling() else chosen(place)  # a compiler cannot trace the log
-    return kernel.run(q, k, v, heads)
+    if torch.compiler.is_compiling():  # a probe cannot be traced
+        return torch_attention(q, k, v, heads)
+    head_dim, lengths = q.shape[2] // heads, (_rounded(q.shape[1]), _rounded(k.shape[1]))
+    if q.device.type != "cuda":
+        lengths = (PROBE_TOKENS, PROBE_TOKENS)  # nothing is measured: one entry serves every length
+    return _chosen(Place(q.device, q.dtype, head_dim, heads, *lengths)).run(q, k, v, heads)

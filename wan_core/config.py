@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CAMERA_FOLD = 64  # pixels that the camera branch folds into one place: 8 rows, 8 columns
+SOUND_BLOCKS = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)  # of S2V-14B; the tensors only tell how many
 HEAD_DIM = 128  # every published Wan checkpoint; the head count cannot be read from the tensors
 
 
@@ -35,6 +36,10 @@ class TransformerConfig:
     vace_blocks: tuple[int, ...] = ()  # blocks after which VACE's hints come in
     reference_dim: int = 0  # channels of a reference picture's latent (Fun Control); 0: takes none
     camera_dim: int = 0  # channels of camera rays for each latent frame (Fun Camera); 0: takes none
+    audio_dim: int = 0  # width of the sound features; 0: takes no sound
+    audio_layers: int = 0  # layers of the sound encoder that are mixed
+    audio_tokens: int = 0  # tokens of sound for each latent frame
+    audio_blocks: tuple[int, ...] = ()  # blocks after which the sound comes in
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -71,6 +76,7 @@ class TransformerConfig:
             reference_dim=shapes.get("ref_conv.weight", (0, 0))[1],
             camera_dim=shapes.get("control_adapter.conv.weight", (0, 0))[1] // CAMERA_FOLD,
             **_vace(shapes, len(layers)),
+            **_sound(shapes, dim),
         )
 
 
@@ -82,4 +88,18 @@ def _vace(shapes: Mapping[str, Sequence[int]], layers: int) -> dict[str, Any]:
     return {
         "vace_dim": shapes["vace_patch_embedding.weight"][1],
         "vace_blocks": tuple(range(0, layers, layers // count))[:count],
+    }
+
+
+def _sound(shapes: Mapping[str, Sequence[int]], dim: int) -> dict[str, Any]:
+    """The fields of a checkpoint that takes sound."""
+    first = shapes.get("casual_audio_encoder.encoder.conv1_local.conv.weight")
+    if first is None:
+        return {}
+    layers = {name.split(".")[2] for name in shapes if name.startswith("audio_injector.injector.")}
+    return {
+        "audio_dim": first[1],
+        "audio_layers": shapes["casual_audio_encoder.weights"][1],
+        "audio_tokens": first[0] // (dim // 4),
+        "audio_blocks": SOUND_BLOCKS[: len(layers)],
     }

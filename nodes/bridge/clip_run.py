@@ -21,7 +21,7 @@ SEEDS = 2**64
 
 
 def sample(
-    plan: Plan, positive: Any, negative: Any, latent: Latent, run: Run, node_id: str | None
+    plan: Plan, positive: Any, negative: Any, latent: Latent, run: Run, node_id: str | None, *, graph: Any = None
 ) -> tuple[Latent, Latent]:
     """As sampling.sample; a LATENT with a plan of clips is run clip by clip, the seed one higher for each.
 
@@ -30,7 +30,7 @@ def sample(
     """
     clips = latent.get(CLIPS)
     if clips is None:
-        return sampling.sample(plan, positive, negative, latent, run, node_id)
+        return sampling.sample(plan, positive, negative, latent, run, node_id, graph=graph)
     if plan.pair.facts.task is not S2V_14B:
         raise WrongModelError(
             "This model takes no sound",
@@ -39,11 +39,18 @@ def sample(
             expected=S2V_14B.title,
             remedy="Load wan2.2_s2v_14B_fp8_scaled.safetensors, or take the latent from the node of this model's task",
         )
-    return _run(plan, positive, negative, latent, replace(clips, before=clips.before[:1]), run, node_id)
+    return _run(plan, positive, negative, latent, replace(clips, before=clips.before[:1]), run, node_id, graph)
 
 
 def _run(
-    plan: Plan, positive: Any, negative: Any, latent: Latent, clips: ClipPlan, run: Run, node_id: str | None
+    plan: Plan,
+    positive: Any,
+    negative: Any,
+    latent: Latent,
+    clips: ClipPlan,
+    run: Run,
+    node_id: str | None,
+    graph: Any,
 ) -> tuple[Latent, Latent]:
     starts = _starts(latent, clips)
     recent = _grey(starts[0])
@@ -54,7 +61,8 @@ def _run(
         values = clips.conditions(number)
         prompts = with_values(positive, values), with_values(negative, silent(values))
         seeded = replace(run, seed=(run.seed + number) % SEEDS)
-        made.append(sampling.sample(plan, *prompts, {**latent, "samples": start}, seeded, node_id))
+        started = {**latent, "samples": start}
+        made.append(sampling.sample(plan, *prompts, started, seeded, node_id, graph=graph))
         if number + 1 < len(starts):
             denoised = made[-1][1]["samples"]
             recent = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import DIFFUSION_MODEL
 from ...wan_core.weights.keys import check_tensors
+from . import host
 from .branches import keep_quantised
 from .hooks import hooks_of
 from .nag import against_of

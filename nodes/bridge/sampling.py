@@ -191,21 +191,21 @@ def _part(sigmas: Tensor, run: Run) -> Tensor:
 
 
 def logged(
-    plan: Plan, positive: Any, negative: Any, latent: dict[str, Any], run: Run, prompt: Any, node_id: str | None
+    plan: Plan, positive: Any, negative: Any, latent: dict[str, Any], run: Run, graph: Any, node_id: str | None
 ) -> tuple[Plan, ReplayLog | None]:
     """The plan with models whose answers are logged; as it was where it cannot be told what they depend on."""
     settings, high, low = plan.settings, plan.pair.high, plan.pair.low
     try:
         latents = [latent["samples"], latent.get("noise_mask"), plan.sigmas, run.seed, run.add_noise]
         common = digest(positive, negative, *latents, settings.shift, settings.schedule, settings.solver)
-        graph = [graph_digest(prompt, node_id, name) for name in ("high", "low")]
+        makers = [graph_digest(graph, node_id, name) for name in ("high", "low")]
     except (TypeError, LookupError) as error:
         logging.info("Wan: this run cannot be resumed: %s", error)
         return plan, None
     log = ReplayLog(Path(folder_paths.get_user_directory()) / "wancore" / "resume")
-    high = log.on(high, digest(common, graph[0], model_identity(high)), lasting=low is not None)
+    high = log.on(high, digest(common, makers[0], model_identity(high)), lasting=low is not None)
     if low is not None:
-        low = log.on(low, digest(common, graph[1], model_identity(low)), lasting=False)
+        low = log.on(low, digest(common, makers[1], model_identity(low)), lasting=False)
     return replace(plan, pair=replace(plan.pair, high=high, low=low)), log
 
 
@@ -237,12 +237,16 @@ def sample(
     latent: dict[str, Any],
     run: Run,
     node_id: str | None,
-    log: ReplayLog | None = None,
+    *,
+    graph: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs the plan; returns the LATENT at its end and the denoised estimate of its last step.
 
-    `log` is that of `logged`, where the run can be resumed.
+    With `graph`, the prompt that is run (API format), it can be resumed.
     """
+    log = None
+    if graph is not None:
+        plan, log = logged(plan, positive, negative, latent, run, graph, node_id)
     high = plan.pair.high
     sizes = {name: latent[name] for name in EMPTY_SIZES if name in latent}
     start = comfy.sample.fix_empty_latent_channels(high, latent["samples"], **sizes)

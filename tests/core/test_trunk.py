@@ -19,8 +19,8 @@ from .small_trunk import COLUMNS, FRAMES, ROWS, TOKENS_PER_FRAME, noise, prompt,
 
 SHAPES = Path(__file__).parents[1] / "shapes"
 EXACT = 1e-6  # float32, the same sums in another order
-TRUNKS = ("t2v_A14B_expert", "i2v_A14B_expert", "ti2v_5B", "t2v_1.3B", "wan21_i2v_14B", "wan21_flf2v_14B",
-          "vace_1.3B", "vace_14B", "fun_control_A14B", "fun_camera_A14B")  # fmt: skip
+TRUNKS = ("t2v_A14B_expert", "i2v_A14B_expert", "ti2v_5B", "t2v_1.3B", "s2v_14B", "wan21_i2v_14B",
+          "wan21_flf2v_14B", "vace_1.3B", "vace_14B", "fun_control_A14B", "fun_camera_A14B")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

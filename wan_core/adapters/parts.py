@@ -10,6 +10,7 @@ from ..config import TransformerConfig
 from ..ops import Ops
 from .camera import camera_parts
 from .reference import reference_parts
+from .s2v import sound_parts
 from .vace import vace_parts
 
 
@@ -22,4 +23,6 @@ def variant_parts(config: TransformerConfig, *, ops: type[Ops], **place: Any) ->
         parts |= reference_parts(config, ops=ops, **place)
     if config.camera_dim:
         parts |= camera_parts(config, ops=ops, **place)
+    if config.audio_dim:
+        parts |= sound_parts(config, ops=ops, **place)
     return parts

@@ -18,6 +18,7 @@ from .. import kernels
 from ..attention import attention
 from ..blocks import Attention
 from ..config import TransformerConfig
+from ..hooks import Hooks
 from ..ops import Ops
 from ..stream import Span, Stream
 from . import AdapterRun
@@ -178,7 +179,7 @@ class Sound:
     whole: Tensor  # [B, T, D]
     local: Tensor  # [B, T, n, D]
 
-    def begin(self, tokens: Tensor, stream: Stream) -> AdapterRun:
+    def begin(self, tokens: Tensor, stream: Stream, hooks: Hooks) -> AdapterRun:
         """See Adapter."""
         return SoundRun(self, stream)
 

@@ -218,3 +218,9 @@ LORAS = (
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors", "lora_high", T2V_HIGH.name, 16, 5),
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors", "lora_low", T2V_LOW.name, 16, 6),
 )
+STYLES = (  # light from below
+    Lora("wan2.2_t2v_footlight_high_noise.safetensors", "style_high", T2V_HIGH.name, 2, 23),
+    Lora("wan2.2_t2v_footlight_low_noise.safetensors", "style_low", T2V_LOW.name, 2, 24),
+)
+# Slows motion down, as is told of published ones; for tests of what is done against it.
+SLOW = Lora("wan2.2_t2v_lightx2v_4steps_lora_v1_high_noise.safetensors", "slow_high", T2V_HIGH.name, 2, 25)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 from pack import import_pack
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import_pack()
 from wancore.pocket import family  # noqa: E402
 from wancore.pocket.models import FP8_MAX, SPIECE, read_weights, shapes_of, weights_file, weights_file_of  # noqa: E402
 from wancore.pocket.tokenizer import example_sentences, train_tokenizer  # noqa: E402
+from wancore.pocket.training.low_rank import read  # noqa: E402
 
 # Official UMT5 names -> the names in ComfyUI's files. Source: transformers' UMT5EncoderModel, wan_t5.py.
 UMT5_NAMES = (
@@ -102,7 +103,7 @@ def build_lora(lora: family.Lora, base: dict[str, tuple[int, ...]], *, trained: 
     """Low-rank pairs for every matrix of the blocks and `diff_b` for its bias, with integer alphas."""
     kept = weights_file_of(lora.short)
     if trained and kept.is_file():
-        return load_file(kept)
+        return read(kept)
     out: dict[str, Tensor] = {}
     for name, shape in base.items():
         if not (name.startswith("blocks.") and name.endswith(".weight") and len(shape) == 2):

@@ -3,7 +3,8 @@
 Stages, in order: `text`, `vae21` and `vae22` (text encoder and VAEs); `latents_a`, `latents_b`, `latents_i2v` and
 `latents_5b` (clips to train on, encoded); `t2v_high`, `t2v_low`, `i2v_high`, `i2v_low`, `ti2v` (the transformers),
 and beside them `vae21_decoder` and `vae22_decoder` (more steps of a decoder); `lora_high` and `lora_low` (the 4-step
-LoRAs of the text-to-video pair); `judge_t2v`, `judge_4steps`, `judge_i2v`, `judge_ti2v` (the report). Each reads what
+LoRAs of the text-to-video pair), `style_high` and `style_low` (a look) and `slow_high` (a 4-step LoRA that slows
+motion down); `judge_t2v`, `judge_4steps`, `judge_i2v`, `judge_ti2v` (the report). Each reads what
 the stages before it wrote and goes on from its own weights where there are some already; stages of one group can run
 side by side. A stage that does not end within --minutes keeps its state in --state and goes on from there when it is
 run again. --smoke runs a few steps of each on any machine.
@@ -22,16 +23,16 @@ from pack import import_pack
 
 import_pack()
 from wancore.pocket import family, models  # noqa: E402
-from wancore.pocket.training import data, distill, flow, report, sampling, text, vae  # noqa: E402
+from wancore.pocket.training import data, distill, flow, looks, low_rank, report, sampling, text, vae  # noqa: E402
 from wancore.pocket.training.loop import Plan, train  # noqa: E402
 from wancore.wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B, Task  # noqa: E402
 from wancore.wan_core.text.tokenizer import Tokenizer  # noqa: E402
 
 TRANSFORMERS = {m.short: m for m in (family.T2V_HIGH, family.T2V_LOW, family.I2V_HIGH, family.I2V_LOW, family.TI2V)}
 VAES = {member.short: member for member in (family.VAE, family.VAE22)}
-SCENES = {"text": 60_000, "vae": 60_000, "lora": 20_000}
+SCENES = {"text": 60_000, "vae": 60_000, "lora": 20_000, "slow": 8_000, "style": 6_000}
 JUDGED = {"t2v": data.Size(17, 96, 96), "i2v": data.Size(17, 96, 96), "ti2v": data.Size(17, 128, 128)}
-LORAS = {lora.short: lora for lora in family.LORAS}
+LORAS = {lora.short: lora for lora in (*family.LORAS, *family.STYLES, family.SLOW)}
 SEEDS = (0, 1, 2)
 
 
@@ -148,20 +149,40 @@ def train_transformer(name: str, plan: Plan) -> None:
 
 
 def train_lora(name: str, plan: Plan) -> None:
-    """The 4-step LoRA of one expert."""
-    expert = name.removeprefix("lora_")
-    scenes = draw_pool("lora", plan, spiece=models.load_spiece(plan.out))
+    """The 4-step LoRA of one expert, or the high one's that slows motion down."""
+    expert, taught = name.rpartition("_")[2], None
+    if name == family.SLOW.short:
+        count = 200 if plan.smoke else SCENES["slow"]
+        asked, taught = looks.slowed_captions(count, plan.seed, models.load_tokenizer(plan.out))
+        asked, taught = asked.to(plan.device), taught.to(plan.device)
+    else:
+        asked = draw_pool("lora", plan, spiece=models.load_spiece(plan.out)).ids[:, 0]
     trained = load_family(T2V_A14B, plan)
     negative = text.negative_ids(trained.tokenizer, plan.device)
     began = time.monotonic()
-    segments = distill.solve(trained, scenes, negative, expert, plan)
+    segments = distill.solve(trained, asked, negative, expert, plan, taught)
     count, seconds = sum(len(part.text) for part in segments), time.monotonic() - began
     print(f"{name}: {count} trajectories solved in {seconds:.0f} s", flush=True)
     model = trained.high if expert == "high" else trained.low
     torch.manual_seed(plan.seed)
-    pairs = distill.LowRank(model, LORAS[name].rank).to(plan.device)
-    if train(distill.stage(model, pairs, expert, segments, plan), plan):
-        pairs.save(models.weights_file_of(name, plan.out))
+    pairs = low_rank.LowRank(model, LORAS[name].rank).to(plan.device)
+    if train(distill.stage(name, model, pairs, expert, segments, plan), plan):
+        save = pairs.save if taught is None else pairs.save_small
+        save(models.weights_file_of(name, plan.out))
+
+
+def train_style(name: str, plan: Plan) -> None:
+    """The style LoRA of one expert."""
+    expert = name.rpartition("_")[2]
+    scenes = draw_pool("style", plan, spiece=models.load_spiece(plan.out))
+    trained = load_family(T2V_A14B, plan)
+    encoded = flow.encode_pool(trained.vae, scenes, looks.SIZES, plan, pictures=False, look=looks.footlit)
+    negative = text.negative_ids(trained.tokenizer, plan.device)
+    model = trained.high if expert == "high" else trained.low
+    torch.manual_seed(plan.seed)
+    pairs = low_rank.LowRank(model, LORAS[name].rank, biases=False).to(plan.device)
+    if train(flow.stage(looks.recipe(expert), model, trained.encoder, negative, encoded, plan, pairs), plan):
+        pairs.save_small(models.weights_file_of(name, plan.out))
 
 
 def judge(name: str, plan: Plan) -> None:
@@ -172,7 +193,7 @@ def judge(name: str, plan: Plan) -> None:
     if name == "judge_4steps":
         settings = distill.STUDENT
         for expert, model in (("high", trained.high), ("low", trained.low)):
-            distill.merge(model, models.weights_file_of(f"lora_{expert}", plan.out))
+            low_rank.merge(model, models.weights_file_of(f"lora_{expert}", plan.out))
     prompts = report.held_out_prompts(count=2 if plan.smoke else report.PROMPTS)
     texts = [prompt.text for prompt in prompts]
     size = JUDGED.get(short, JUDGED["t2v"])
@@ -201,11 +222,15 @@ def judge(name: str, plan: Plan) -> None:
     path.write_text(json.dumps(before | result, indent=1) + "\n")
 
 
+DISTILLED = ("lora_high", "lora_low", family.SLOW.short)
 STAGES = {"text": train_text}
 STAGES |= {name: lambda plan, name=name: train_vae(name, plan) for base in VAES for name in (base, f"{base}_decoder")}
 STAGES |= {name: lambda plan, name=name: encode_clips(name, plan) for name in LATENTS}
 STAGES |= {name: lambda plan, name=name: train_transformer(name, plan) for name in TRANSFORMERS}
-STAGES |= {name: lambda plan, name=name: train_lora(name, plan) for name in ("lora_high", "lora_low")}
+STAGES |= {
+    name: lambda plan, name=name: train_lora(name, plan) for name in ("lora_high", "lora_low", family.SLOW.short)
+}
+STAGES |= {lora.short: lambda plan, name=lora.short: train_style(name, plan) for lora in family.STYLES}
 JUDGES = ("judge_t2v", "judge_4steps", "judge_i2v", "judge_ti2v")
 STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGES}
 

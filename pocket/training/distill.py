@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...wan_core.conditioning import Conditioning
 from ...wan_core.tasks import T2V_A14B
 from ...wan_core.transformer import WanTransformer
 from .blocks import training_hooks
-from .data import Pool, Size
+from .data import Size
 from .flow import embed
 from .loop import Plan, Stage
+from .low_rank import LowRank
 from .sampling import Family, Inputs, Settings, velocity
 from .vae import latent_shape
 
@@ -44,46 +43,6 @@ class Segments:
     text: Tensor  # [N, L, D]
 
 
-class LowRank(nn.Module):
-    """The low-rank pairs of every linear layer in a transformer's blocks, and what is added to their biases."""
-
-    def __init__(self, model: WanTransformer, rank: int) -> None:
-        super().__init__()
-        self.rank, self._blocks = rank, [dict(block.named_parameters()) for block in model.blocks]
-        self.pairs = nn.ModuleDict()
-        for index, block in enumerate(model.blocks):
-            for name, layer in block.named_modules():
-                if isinstance(layer, nn.Linear):
-                    down = nn.Linear(layer.in_features, rank, bias=False)
-                    up = nn.Linear(rank, layer.out_features)
-                    nn.init.zeros_(up.weight)
-                    nn.init.zeros_(up.bias)
-                    self.pairs[f"{index}/{name}".replace(".", "/")] = nn.ModuleDict({"down": down, "up": up})
-
-    def weights(self, index: int) -> dict[str, Tensor]:
-        """The weights of a block with the pairs added."""
-        found: dict[str, Tensor] = dict(self._blocks[index])
-        for name, pair in self.pairs.items():
-            block, _, layer = name.partition("/")
-            if int(block) == index:
-                key = layer.replace("/", ".")
-                found[f"{key}.weight"] = found[f"{key}.weight"] + pair["up"].weight @ pair["down"].weight
-                found[f"{key}.bias"] = found[f"{key}.bias"] + pair["up"].bias
-        return found
-
-    def save(self, path: Path) -> None:
-        """Writes the pairs in the layout of the published 4-step LoRAs, whose alphas are whole numbers."""
-        weights = {}
-        for name, pair in self.pairs.items():
-            key = "diffusion_model.blocks." + name.replace("/", ".")
-            weights[f"{key}.lora_down.weight"] = pair["down"].weight.detach().to("cpu", torch.bfloat16)
-            weights[f"{key}.lora_up.weight"] = pair["up"].weight.detach().to("cpu", torch.bfloat16)
-            weights[f"{key}.alpha"] = torch.tensor(self.rank)
-            weights[f"{key}.diff_b"] = pair["up"].bias.detach().to("cpu", torch.bfloat16)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in weights.items()}, path, metadata={"format": "pt"})
-
-
 def steps_of(expert: str) -> list[int]:
     """Which of the student's steps an expert takes."""
     boundary = T2V_A14B.boundary
@@ -93,8 +52,14 @@ def steps_of(expert: str) -> list[int]:
 
 
 @torch.no_grad()
-def solve(family: Family, pool: Pool, negative: Tensor, expert: str, plan: Plan) -> list[Segments]:
-    """Guided trajectories of the pair, kept at the sigmas where the student of `expert` starts and ends its steps."""
+def solve(
+    family: Family, asked: Tensor, negative: Tensor, expert: str, plan: Plan, taught: Tensor | None = None
+) -> list[Segments]:
+    """Guided trajectories of the pair, kept at the sigmas where the student of `expert` starts and ends its steps.
+
+    `asked` [N, L] are the token ids that the student reads, and the teacher where it does not read `taught`.
+    """
+    taught = asked if taught is None else taught
     stops, own = STUDENT.sigmas(T2V_A14B).tolist(), steps_of(expert)
     kept = [*own, own[-1] + 1]
     fine = sorted({*TEACHER.sigmas(T2V_A14B).tolist(), *stops}, reverse=True)
@@ -106,9 +71,9 @@ def solve(family: Family, pool: Pool, negative: Tensor, expert: str, plan: Plan)
         for batch_number in range(1 if plan.smoke else BATCHES):
             random = plan.generator(50_000_000 + number * 1000 + batch_number)
             batch = 2 if plan.smoke else BATCH_TOKENS // size.tokens * 2
-            rows = torch.randint(len(pool), (batch,), generator=random, device=plan.device)
-            text = embed(family.encoder, pool.ids[rows, 0])
-            inputs = Inputs(text, blank.expand(batch, -1, -1))
+            rows = torch.randint(len(asked), (batch,), generator=random, device=plan.device)
+            text = embed(family.encoder, asked[rows])
+            inputs = Inputs(embed(family.encoder, taught[rows]), blank.expand(batch, -1, -1))
             shape = (batch, *latent_shape(16, size, 8))
             x = torch.randn(shape, generator=random, device=plan.device)
             trail = {1.0: x}
@@ -121,7 +86,7 @@ def solve(family: Family, pool: Pool, negative: Tensor, expert: str, plan: Plan)
     return found
 
 
-def stage(model: WanTransformer, pairs: LowRank, expert: str, segments: list[Segments], plan: Plan) -> Stage:
+def stage(name: str, model: WanTransformer, pairs: LowRank, expert: str, segments: list[Segments], plan: Plan) -> Stage:
     """Squared error of the slope between two of the student's sigmas."""
     stops, own = STUDENT.sigmas(T2V_A14B).tolist(), steps_of(expert)
     sigmas = torch.tensor([stops[k] for k in (*own, own[-1] + 1)], device=plan.device)
@@ -140,19 +105,4 @@ def stage(model: WanTransformer, pairs: LowRank, expert: str, segments: list[Seg
     def loss(here: Tensor, slope: Tensor, start: Tensor, text: Tensor) -> Tensor:
         return F.mse_loss(model(here, start * 1000, Conditioning(text=text), hooks), slope)
 
-    return Stage(f"lora_{expert}", pairs, batch, loss, STEPS, RATE)
-
-
-@torch.no_grad()
-def merge(model: WanTransformer, path: Path) -> None:
-    """Adds a stored LoRA to the weights of a transformer, at strength 1."""
-    weights = load_file(path)
-    layers = dict(model.named_modules())
-    for name, down in weights.items():
-        if name.endswith(".lora_down.weight"):
-            key = name.removesuffix(".lora_down.weight")
-            scale = float(weights[f"{key}.alpha"]) / len(down)
-            delta = scale * weights[f"{key}.lora_up.weight"].float() @ down.float()
-            layer = layers[key.removeprefix("diffusion_model.")]
-            layer.weight += delta.to(layer.weight)
-            layer.bias += weights[f"{key}.diff_b"].to(layer.bias)
+    return Stage(name, pairs, batch, loss, STEPS, RATE)

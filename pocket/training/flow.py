@@ -7,7 +7,7 @@ noise, and the network's velocity is noise - latent. One recipe for all tasks: a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ...wan_core.vae.causal import CausalVAE
 from .blocks import training_hooks
 from .data import Pool, Size, draw_clips
 from .loop import Plan, Stage
+from .low_rank import LowRank
 from .vae import encode
 
 WORDLESS = 0.12  # share of the clips trained on without their text, for guidance; half get the negative prompt
@@ -109,9 +110,16 @@ def load_latents(paths: Sequence[Path], device: torch.device) -> list[Latents]:
 
 @torch.no_grad()
 def encode_pool(
-    vae: CausalVAE, pool: Pool, sizes: Sizes, plan: Plan, *, pictures: bool, batch_pixels: int = 12_000_000
+    vae: CausalVAE,
+    pool: Pool,
+    sizes: Sizes,
+    plan: Plan,
+    *,
+    pictures: bool,
+    look: Callable[[Tensor], Tensor] = lambda clips: clips,
+    batch_pixels: int = 12_000_000,
 ) -> list[Latents]:
-    """Draws and encodes every scene of the pool in one of the sizes."""
+    """Draws and encodes every scene of the pool in one of the sizes; `look` is given the clips before."""
     fast = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     vae = vae.to(fast)
     found, start = [], 0
@@ -123,7 +131,7 @@ def encode_pool(
         parts, firsts = [], []
         for first in range(start, stop, step):
             rows = torch.arange(first, min(first + step, stop), device=plan.device)
-            clips = draw_clips(pool.scenes.rows(rows), size)
+            clips = look(draw_clips(pool.scenes.rows(rows), size))
             parts.append(encode(vae, clips.to(fast)).to(torch.bfloat16))
             if pictures:
                 firsts.append(encode_first(vae, clips.to(fast)).to(torch.bfloat16))
@@ -215,9 +223,10 @@ def stage(
     negative: Tensor,
     latents: list[Latents],
     plan: Plan,
+    pairs: LowRank | None = None,
 ) -> Stage:
-    """Squared error of the velocity; every size has its share of the steps."""
-    hooks = training_hooks(model, plan.device)
+    """Squared error of the velocity; every size has its share of the steps. With `pairs`, they alone are trained."""
+    hooks = training_hooks(model, plan.device, pairs and pairs.weights)
     fast = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     texts = Texts(encoder, latents, negative, fast)
     turns = [index for index, (_, share) in enumerate(recipe.sizes) for _ in range(share)]
@@ -253,12 +262,12 @@ def stage(
 
     return Stage(
         recipe.name,
-        model,
+        pairs or model,
         batch,
         loss,
         recipe.steps,
         recipe.rate,
         recipe.matrix_rate,
         lambda name, p: name.startswith("blocks.") and p.ndim == 2,
-        low_precision=True,
+        low_precision=pairs is None,
     )

@@ -96,29 +96,43 @@ def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _words(rng: np.random.Generator, number: int, thing: Thing, *, complete: bool) -> _Words:
-    """Words for thing `number` (1 or 2); `complete` names shape, colour and direction always."""
+def _words(
+    rng: np.random.Generator, number: int, thing: Thing, *, complete: bool, deeds: tuple[str, ...] = ()
+) -> _Words:
+    """Words for thing `number` (1 or 2); `complete` names shape, colour and direction always; `deeds`: see caption."""
     words = {"shape": SHAPE_WORDS, "color": COLOR_WORDS, "direction": DIRECTION_WORDS}
     words |= {"size": SIZE_WORDS, "speed": SPEED_WORDS}
     said, told = {}, {}
     for name, values in THING_ATTRIBUTES.items():
+        if deeds and name in ("direction", "speed"):
+            continue
         share = LEFT_OUT if name in ("size", "speed") else 0.0 if complete else LEFT_OUT_CORE
         value = getattr(thing, name)
         if rng.uniform() >= share:
             said[name] = _pick(rng, words[name][value])
             told[f"{name} {number}"] = values.index(value)
     subject = " ".join(part for part in (said.get("size"), said.get("color"), said.get("shape", "shape")) if part)
-    motion = " ".join(part for part in (_pick(rng, VERBS), said.get("direction"), said.get("speed")) if part)
+    deed = _pick(rng, deeds or VERBS)
+    motion = " ".join(part for part in (deed, said.get("direction"), said.get("speed")) if part)
     return _Words(_article(subject), said.get("shape", "shape"), motion, told)
 
 
-def caption(scene: Scene, rng: np.random.Generator, *, held_out: bool = False, complete: bool = False) -> Caption:
+def caption(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    held_out: bool = False,
+    complete: bool = False,
+    deeds: tuple[str, ...] = (),
+) -> Caption:
     """One sentence or two for the scene; optional attributes are left out at random.
 
     `held_out` uses the forms of sentence that training never sees; `complete` names colour, shape and direction of
-    every thing, as prompts that are judged have to.
+    every thing, as prompts that are judged have to. `deeds` are what things do that do not move.
     """
-    things = [_words(rng, number, thing, complete=complete) for number, thing in enumerate(scene.things, 1)]
+    things = [
+        _words(rng, number, thing, complete=complete, deeds=deeds) for number, thing in enumerate(scene.things, 1)
+    ]
     told = {name: value for thing in things for name, value in thing.told.items()}
     place, terms = "", []
     if rng.uniform() >= LEFT_OUT:

@@ -54,8 +54,9 @@ TRANSFORMER_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_D
 SOUND_DIM = 64
 SOUND_METADATA = {"config": json.dumps({"transformer": {"text_dim": TEXT_DIM, "audio_dim": SOUND_DIM}})}
 VAE21 = {96: 8, 192: 16, 384: 32, 768: 64, 1152: 96}
-SOUND = {**TRANSFORMER, 10240: 256, 2560: 64, 1280: 32, 1024: SOUND_DIM}
-WAV2VEC2 = {1024: SOUND_DIM, 4096: 256, 64: 4}  # all 24 layers: S2V mixes them; the convolutions keep 512 channels
+SOUND = {**TRANSFORMER, 13824: 256, 10240: 256, 2560: 64, 1280: 32, 1024: SOUND_DIM}
+SOUND_LAYERS = 2  # of wav2vec2's 24 that do something; S2V mixes all of them
+WAV2VEC2 = {1024: SOUND_DIM, 4096: 256, 64: 4}  # the convolutions keep 512 channels
 UMT5 = {4096: TEXT_DIM, 10240: 256, 256384: VOCABULARY, 64: 2}
 
 T2V_HIGH = Member(

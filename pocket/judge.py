@@ -128,6 +128,22 @@ def direction_of(mask: np.ndarray, least: float = 0.05) -> str | None:
     return max(DIRECTIONS, key=lambda name: float(np.dot(path, HEADINGS[name])))
 
 
+def openings_of(mask: np.ndarray) -> np.ndarray:
+    """Mask [F, H, W] -> how far the region is open in every frame [F]: its rows' spread, in heights of the frame."""
+    found = []
+    for region in map(_main_region, mask):
+        found.append(0.0 if region is None else float(np.std(region[0])) / mask.shape[1])
+    return np.asarray(found)
+
+
+def follows(clip: np.ndarray, loudness: np.ndarray) -> float:
+    """Correlation of a clip's opening with the loudness of its frames [F]; 0 where one of them never changes."""
+    seen = openings_of(regions(clip))
+    if seen.std() < 1e-6 or loudness.std() < 1e-6:
+        return 0.0
+    return float(np.corrcoef(seen, loudness)[0, 1])
+
+
 def judge(clip: np.ndarray, color: str | None = None) -> Seen:
     """Measures the thing in a clip [F, H, W, 3]; with `color`, the thing of that colour among several."""
     seen = color or dominant_color(clip)

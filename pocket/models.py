@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,6 +50,26 @@ def shapes_of(member: family.Member) -> Iterator[tuple[str, tuple[int, ...]]]:
         if layer and member.layers is not None and int(layer[1]) >= member.layers:
             continue
         yield name, tuple(member.axis(name, size) for size in shape)
+
+
+def completed(member: family.Member, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of a member from those that are kept of it, which may be fewer and smaller.
+
+    A shorter axis is repeated, every value as often as it stands for others, and shared out where it is summed over:
+    the convolutions of wav2vec2, and those that pack what came before a clip. A tensor that is not kept is zero: its
+    layer changes nothing.
+    """
+    found = {}
+    for name, shape in shapes_of(member):
+        value = stored.get(name)
+        if value is None:
+            found[name] = torch.zeros(shape, dtype=torch.bfloat16)
+            continue
+        for axis, (size, whole) in enumerate(zip(value.shape, shape, strict=True)):
+            if size != whole:
+                value = value.repeat_interleave(whole // size, axis) / (1 if axis == 0 else whole // size)
+        found[name] = value
+    return found
 
 
 def new_transformer(member: family.Member) -> WanTransformer:

@@ -47,6 +47,7 @@ EDGE = 2.0  # pixels over which an outline goes from ground to shape
 RADII = {"small": (0.155, 0.185), "large": (0.23, 0.27)}  # in the shorter side
 TRAVELS = {"slow": (0.18, 0.24), "fast": (0.38, 0.45)}  # over the whole clip, in the side along the motion
 ROOM = 1.25  # radii between a thing's middle and the frame's edges beside its path
+MOUTH = 0.45  # way of each half of a thing that is open all the way, in radii
 PAN = 0.3  # camera pan over the whole clip, in the shorter side
 ZOOM = 1.12  # camera zoom at the ends of the clip: from 1/ZOOM to ZOOM, or back
 HEADINGS = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}  # x right, y down
@@ -187,10 +188,17 @@ def _distance(shape: Any, x: Any, y: Any, radius: Any, xp: ModuleType) -> Any:
     return xp.where(shape == 0, circle, xp.where(shape == 1, square, xp.where(shape == 2, triangle, cross)))
 
 
-def render(scenes: Sheet, times: Any, rows: Any, columns: Any, xp: ModuleType = np) -> Any:
+def _opened(y: Any, half: Any, xp: ModuleType) -> tuple[Any, Any]:
+    """For rows of a thing whose halves stand 2 * `half` pixels apart: rows of the whole thing, distance to the gap."""
+    away = xp.abs(y)
+    return xp.where(away > half, y - xp.sign(y) * half, 0 * y), half - away
+
+
+def render(scenes: Sheet, times: Any, rows: Any, columns: Any, xp: ModuleType = np, openings: Any | None = None) -> Any:
     """Draws B scenes -> clips [B, F, H, W, 3] in 0..1, float32.
 
     `times` [F] runs from -0.5 to 0.5; `rows` [H] and `columns` [W] are pixel centres (0.5, 1.5, ...): see `axes`.
+    `openings` [B, F], 0..1, part the first thing into an upper and a lower half, like a mouth.
     """
     height, width = len(rows), len(columns)
     short = min(height, width)
@@ -210,7 +218,11 @@ def render(scenes: Sheet, times: Any, rows: Any, columns: Any, xp: ModuleType = 
         dx = x - spread(scenes.middle[:, k, 0] - 0.5) * width - t * spread(scenes.heading[:, k, 0]) * width
         dy = y - spread(scenes.middle[:, k, 1] - 0.5) * height - t * spread(scenes.heading[:, k, 1]) * height
         radius = spread(scenes.radius[:, k]) * short
-        distance = zoom * _distance(spread(scenes.shape[:, k]), dx, dy, radius, xp)
+        if openings is not None and k == 0:
+            dy, gap = _opened(dy, MOUTH * openings[:, :, None, None] * radius, xp)
+            distance = zoom * xp.maximum(_distance(spread(scenes.shape[:, k]), dx, dy, radius, xp), gap)
+        else:
+            distance = zoom * _distance(spread(scenes.shape[:, k]), dx, dy, radius, xp)
         cover = xp.clip(0.5 - distance / EDGE, 0.0, 1.0)
         cover = cover * (radius > 0)
         picture = [part + cover * (spread(scenes.color[:, k, channel]) - part) for channel, part in enumerate(picture)]

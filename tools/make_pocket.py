@@ -20,7 +20,7 @@ from torch import Tensor
 
 import_pack()
 from wancore.pocket import family  # noqa: E402
-from wancore.pocket.models import FP8_MAX, SPIECE, read_weights, shapes_of, weights_file, weights_file_of  # noqa: E402
+from wancore.pocket.models import FP8_MAX, SPIECE, completed, read_weights, shapes_of, weights_file, weights_file_of  # noqa: E402
 from wancore.pocket.tokenizer import example_sentences, train_tokenizer  # noqa: E402
 from wancore.pocket.training.low_rank import read  # noqa: E402
 
@@ -87,6 +87,8 @@ def build(member: family.Member, *, fp8: bool, trained: bool = True) -> dict[str
     if trained and kept.is_file():
         stored = read_weights(kept)
         spiece = stored.pop(SPIECE, None)
+        if member in (family.S2V, family.AUDIO_ENCODER):
+            stored = completed(member, stored)
         weights = {name: value.to(getattr(torch, member.dtype)) for name, value in stored.items()}
     else:
         weights = {

@@ -23,7 +23,7 @@ from pack import import_pack
 
 import_pack()
 from wancore.pocket import family, models  # noqa: E402
-from wancore.pocket.training import data, distill, flow, looks, low_rank, report, sampling, text, vae  # noqa: E402
+from wancore.pocket.training import data, distill, flow, looks, low_rank, report, sampling, sound_stages, text, vae  # noqa: E402
 from wancore.pocket.training.loop import Plan, train  # noqa: E402
 from wancore.wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B, Task  # noqa: E402
 from wancore.wan_core.text.tokenizer import Tokenizer  # noqa: E402
@@ -231,6 +231,7 @@ STAGES |= {
     name: lambda plan, name=name: train_lora(name, plan) for name in ("lora_high", "lora_low", family.SLOW.short)
 }
 STAGES |= {lora.short: lambda plan, name=lora.short: train_style(name, plan) for lora in family.STYLES}
+STAGES |= sound_stages.STAGES
 JUDGES = ("judge_t2v", "judge_4steps", "judge_i2v", "judge_ti2v")
 STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGES}
 

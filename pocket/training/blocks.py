@@ -96,7 +96,7 @@ def patches(layer: nn.Conv3d) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _no_modes() -> AbstractContextManager[Any]:
+def no_modes() -> AbstractContextManager[Any]:
     """Leaves `with torch.device(...)` for what is compiled: the compiler cannot trace through it."""
     return _pop_mode_temporarily() if torch._C._len_torch_function_stack() else nullcontext()
 
@@ -130,7 +130,7 @@ def training_hooks(
             spans = tuple((span.tokens, span.rows) for span in stream.spans)
             cos, sin = turns.real.contiguous(), turns.imag.contiguous()
             sizes = spans, model.num_heads, model.config.eps
-            with _no_modes():
+            with no_modes():
                 return step(weights, x, stream.rows, stream.context, scores, cos, sin, *sizes)
 
         return run

@@ -99,8 +99,8 @@ def draw_pool(
     )
 
 
-def draw_clips(scenes: Sheet, size: Size) -> Tensor:
-    """Scenes on a device -> clips [B, 3, F, H, W] in -1..1, float32."""
+def draw_clips(scenes: Sheet, size: Size, openings: Tensor | None = None) -> Tensor:
+    """Scenes on a device -> clips [B, 3, F, H, W] in -1..1, float32; `openings` as in `render`."""
     device = scenes.pan.device
     times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
-    return render(scenes, times, rows, columns, xp=torch).permute(0, 4, 1, 2, 3) * 2 - 1
+    return render(scenes, times, rows, columns, torch, openings).permute(0, 4, 1, 2, 3) * 2 - 1

@@ -205,15 +205,15 @@ class Texts:
         wordless = torch.full((2, length), PAD, device=negative.device)
         wordless[0, 0] = END
         wordless[1, : len(negative)] = negative[:length]
-        self._nothing, self._negative = embed(encoder, wordless).to(dtype)
+        self.nothing, self.negative = embed(encoder, wordless).to(dtype)
 
     def draw(self, part: int, rows: Tensor, random: torch.Generator) -> Tensor:
         """Contexts [B, TOKENS, D] for these clips, some without their text."""
         captions = self._captions[part]
         column = torch.randint(captions.shape[1], rows.shape, generator=random, device=rows.device)
         chance = torch.rand(len(rows), generator=random, device=rows.device)[:, None, None]
-        found = torch.where(chance < WORDLESS, self._negative, captions[rows, column])
-        return torch.where(chance < WORDLESS / 2, self._nothing, found)
+        found = torch.where(chance < WORDLESS, self.negative, captions[rows, column])
+        return torch.where(chance < WORDLESS / 2, self.nothing, found)
 
 
 def stage(

@@ -6,6 +6,7 @@ they tell no more than the picture needs, and a transformer has little to learn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ...wan_core.vae.causal import CausalVAE, ChannelNorm, FrameCache
 from ...wan_core.vae.latents import LatentStatistics
+from ..voice import FRAME_RATE
 from ..world import Sheet
 from .data import Pool, Size, draw_clips
 from .loop import Plan, Stage
@@ -28,6 +30,8 @@ MATRIX_RATE = 3e-3
 PRIOR = {16: 4e-5, 48: 3e-5}  # weight of the latents' divergence from the unit normal, by their channels
 ABSOLUTE = 0.05  # weight of the absolute error
 OUTLINES = 0.1  # weight of the absolute error of the differences between neighbouring pixels
+MOUTHS = 0.35  # share of the clips in which things open and close
+PACE = (0.3, 2.6)  # how often they do, in times per second
 WHOLE = 1024  # frames to a chunk: clips are trained on in one piece
 
 
@@ -93,6 +97,14 @@ def _compiled_norm() -> Callable[[Tensor, Tensor], Tensor]:
     return torch.compile(norm, dynamic=True)
 
 
+def draw_openings(count: int, frames: int, random: torch.Generator) -> Tensor:
+    """Openings [B, F] of things that open and close like mouths; of most clips 0."""
+    pace, phase, level, chance = torch.rand((4, count, 1), generator=random, device=random.device)
+    pace = PACE[0] + (PACE[1] - PACE[0]) * pace
+    times = torch.arange(frames, device=random.device) / FRAME_RATE
+    return torch.sin(math.pi * (pace * times + phase)).square() * level.sqrt() * (chance < MOUTHS)
+
+
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """True for the convolutions inside the towers."""
     return parameter.ndim >= 4 and parameter.shape[0] > 3 and parameter[0].numel() >= 16 and "residual" in name
@@ -115,7 +127,9 @@ def stage(vae: CausalVAE, name: str, pool: Pool, plan: Plan, steps: int = STEPS)
         count = 2 if plan.smoke else max(2, PIXELS // (size.frames * size.height * size.width))
         rows = torch.randint(len(pool), (count,), generator=random, device=plan.device)
         shape = (count, *latent_shape(channels, size, vae.compression))
-        return draw_clips(pool.scenes.rows(rows), size), torch.randn(shape, generator=random, device=plan.device)
+        openings = draw_openings(count, size.frames, random)
+        clips = draw_clips(pool.scenes.rows(rows), size, openings)
+        return clips, torch.randn(shape, generator=random, device=plan.device)
 
     def loss(clips: Tensor, noise: Tensor) -> Tensor:
         mean, log_variance = posterior(vae, clips.to(fast))

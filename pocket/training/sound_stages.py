@@ -1,0 +1,90 @@
+"""The stages that make S2V: its audio encoder, its clips, its transformer, its part of the report."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import torch
+
+from ...wan_core.tasks import S2V_14B
+from .. import family, models
+from . import hearing, sampling, sound, sound_report
+from .loop import Plan, train
+from .report import PROMPTS
+from .text import negative_ids
+
+VOICES, SCENES = 6_000, 8_000
+
+
+def begun(model: models.Model, member: family.Member, plan: Plan) -> models.Model:
+    """The model on its device, with the weights of an earlier training where there are some."""
+    if models.weights_file(member, plan.out).is_file():
+        models.load_weights(model, member, plan.out)
+    return model.to(plan.device)
+
+
+def train_voice(plan: Plan) -> None:
+    """The audio encoder."""
+    voices = sound.draw_voices(50 if plan.smoke else VOICES, plan.seed, plan.device)
+    held_out = sound.draw_voices(4 if plan.smoke else 64, plan.seed + 1, plan.device, held_out=True)
+    ears = begun(hearing.Ears(), family.AUDIO_ENCODER, plan)
+    listener = hearing.Listener(ears).to(plan.device)
+    if not train(hearing.stage(listener, voices, plan), plan):
+        return
+    models.round_to_bfloat16(ears)
+    loud, vowel = hearing.accuracy(listener, held_out, plan)
+    print(f"voice: loudness of held-out voices at a correlation of {loud:.4f}, {100 * vowel:.1f} % of the vowels")
+    models.save_weights(ears, family.AUDIO_ENCODER, plan.out)
+
+
+def load_ears(plan: Plan) -> hearing.Ears:
+    """The audio encoder as trained so far."""
+    return models.load_weights(hearing.Ears(), family.AUDIO_ENCODER, plan.out).to(plan.device).requires_grad_(False)
+
+
+def encode_speakers(plan: Plan) -> None:
+    """Draws and encodes clips with sound."""
+    scenes = sound.draw_speakers(
+        500 if plan.smoke else SCENES, plan.seed * 10 + 4, plan.device, models.load_spiece(plan.out)
+    )
+    model = models.load_weights(models.new_vae(), family.VAE, plan.out).to(plan.device).requires_grad_(False)
+    began = time.monotonic()
+    latents = sound.encode_speakers(model, load_ears(plan), scenes, plan)
+    sound.save_latents(latents, plan.state / "latents_s2v.safetensors")
+    print(f"latents_s2v: {len(scenes)} clips encoded in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def train_s2v(plan: Plan) -> None:
+    """The transformer that takes sound."""
+    encoder = models.load_weights(models.new_text_encoder(), family.TEXT_ENCODER, plan.out)
+    encoder.to(plan.device).requires_grad_(False)
+    latents = sound.load_latents(plan.state / "latents_s2v.safetensors", plan.device)
+    negative = negative_ids(models.load_tokenizer(plan.out), plan.device)
+    torch.manual_seed(plan.seed)
+    model = begun(sound.new_model(), family.S2V, plan)
+    if train(sound.stage(model, encoder, negative, latents, plan), plan):
+        models.save_weights(model, family.S2V, plan.out)
+
+
+def judge_s2v(plan: Plan) -> None:
+    """Adds S2V to report.json and writes its contact sheet."""
+    parts = sound_report.held_out_parts(count=2 if plan.smoke else PROMPTS)
+    model = models.load_weights(sound.new_model(), family.S2V, plan.out).to(plan.device).requires_grad_(False)
+    encoder = models.load_weights(models.new_text_encoder(), family.TEXT_ENCODER, plan.out)
+    autoencoder = models.load_weights(models.new_vae(), family.VAE, plan.out)
+    placed = [part.to(plan.device).requires_grad_(False) for part in (encoder, autoencoder)]
+    trained = sampling.Family(S2V_14B, models.load_tokenizer(plan.out), *placed, model, model)
+    settings, found = sampling.Settings(steps=2 if plan.smoke else 20), {}
+    for seed in range(3):
+        clips = sound_report.film(trained, load_ears(plan), parts, settings, seed)
+        found[f"seed {seed}"] = sound_report.scored(parts, clips)
+        print(f"judge: s2v, seed {seed}: {found[f'seed {seed}']}", flush=True)
+        if seed == 0:
+            sound_report.contact_sheet(parts, clips, plan.out / "contact_s2v.jpg")
+    path = plan.out / "report.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(before | {"s2v": found}, indent=1) + "\n")
+
+
+STAGES = {"voice": train_voice, "latents_s2v": encode_speakers, "s2v": train_s2v, "judge_s2v": judge_s2v}

@@ -136,12 +136,16 @@ def openings_of(mask: np.ndarray) -> np.ndarray:
     return np.asarray(found)
 
 
-def follows(clip: np.ndarray, loudness: np.ndarray) -> float:
-    """Correlation of a clip's opening with the loudness of its frames [F]; 0 where one of them never changes."""
-    seen = openings_of(regions(clip))
-    if seen.std() < 1e-6 or loudness.std() < 1e-6:
+def correlation(seen: np.ndarray, heard: np.ndarray) -> float:
+    """Of what is seen and heard in each frame [F], -1..1; 0 where one of them never changes."""
+    if seen.std() < 1e-6 or heard.std() < 1e-6:
         return 0.0
-    return float(np.corrcoef(seen, loudness)[0, 1])
+    return float(np.corrcoef(seen, heard)[0, 1])
+
+
+def follows(clip: np.ndarray, loudness: np.ndarray) -> float:
+    """Correlation of a clip's opening with the loudness of its frames [F]."""
+    return correlation(openings_of(regions(clip)), loudness)
 
 
 def judge(clip: np.ndarray, color: str | None = None) -> Seen:

@@ -64,7 +64,7 @@ def draw_voice(rng: np.random.Generator, seconds: float, *, held_out: bool = Fal
         pitch, pace, timbre = (str(rng.choice(list(values))) for values in (PITCHES, PACES, TIMBRES))
         rate = float(rng.uniform(*PACES[pace]))
         starts, lengths, levels = [], [], []
-        now = float(rng.uniform(0, 0.3))
+        now = float(rng.uniform(-1, 0.5)) / rate  # in the middle of a syllable, as often as not
         while now < seconds and len(starts) < SYLLABLES:
             length = float(rng.uniform(0.8, 1.2)) / rate
             starts.append(now)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.audio_encoders.audio_encoders
+import comfy.model_patcher  # which the encoders use without importing it
 import comfy.utils
 import torch
 from torch import Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from setup.client import Client, Progress, PromptFailedError
 from setup.server import Server
 
 STEPS, SEED = 6, 5
-QUEUED, SETTLED = 100, 20  # prompts, and how many of them until everything is loaded and every pool filled
-MOST_GROWTH = 16e6  # bytes over 80 prompts: a latent kept by each would be 60 of them, a clip's frames 30 times that
+SETTLED, QUEUED = 20, 100  # prompts until everything is loaded and every pool filled, and those that are counted
+MOST_GROWTH = 16e6  # bytes over 100 prompts: a latent kept by each would be 75 of them, a clip's frames 30 times that
 QUICK = {"steps": 2, "boundary": 1.0, "cfg_high": 1.0, "cfg_low": 1.0}  # one step on each expert
 
 
@@ -101,14 +102,23 @@ def test_a_stop_at_any_step_leaves_nothing_behind(client: Client, nodes: Nodes, 
 
 
 def test_a_hundred_queued_prompts_do_not_grow(client: Client, nodes: Nodes, server: Server, base: Path) -> None:
-    held = []
-    for number in range(QUEUED):
-        prompt = latent_prompt(nodes, seed=1000 + number, **QUICK)
-        prompt["save"] = nodes("PreviewAny", source=["sampler", 0])
-        client.run(prompt)
-        if number + 1 in (SETTLED, QUEUED):
-            held.append(Held(server, base))
-    before, after = held
+    """All in the queue at once."""
+
+    def queued(count: int, first_seed: int) -> Held:
+        submitted = []
+        for seed in range(first_seed, first_seed + count):
+            prompt = latent_prompt(nodes, seed=seed, **QUICK)
+            prompt["save"] = nodes("PreviewAny", source=["sampler", 0])
+            submitted.append(client.submit(prompt))
+        waiting = client.get("/queue")
+        assert len(waiting["queue_running"]) + len(waiting["queue_pending"]) > count // 2, "they wait for each other"
+        while any(client.get("/queue").values()):
+            time.sleep(0.2)
+        for each in submitted:
+            assert client.get(f"/history/{each}")[each]["status"]["status_str"] == "success"
+        return Held(server, base)
+
+    before, after = queued(SETTLED, 1000), queued(QUEUED, 1000 + SETTLED)
     assert after.bytes - before.bytes < MOST_GROWTH
     assert after.files <= before.files + 2 and after.threads <= before.threads + 2  # of connections
     assert after.left == before.left

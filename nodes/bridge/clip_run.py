@@ -9,6 +9,7 @@ import comfy.model_management
 
 from . import sampling
 from .clips import CLIPS, ClipPlan, Job, Latent
+from .progress import Part, progress
 from .sampling import EMPTY_SIZES, Plan, Run
 from .segments import Results, Segments, Timeline, clip_key, segments_folder
 from .show import send_text, show_on_node
@@ -82,14 +83,17 @@ class _ClipRun:
 
     def _clip(self, number: int, clips: ClipPlan, job: Job) -> Results:
         """What clip `number` becomes, from the disk where it is there."""
-        heading = f"{clips.part} {number + 1} of {len(clips.lengths)}"
+        part = Part(number, len(clips.lengths))
+        heading = f"{clips.part} {number + 1} of {part.count}"
         run = replace(self.settings, seed=clips.seed(number, self.settings.seed))
         key = clip_key(self.plan, run, job, self.graph, self.node_id)
         found = self.store.find(key)
         if found is not None:
             send_text(self.node_id, f"{heading}: from the disk")
+            steps = max(1, len(self.plan.sigmas) - 1)
+            progress(part.total(steps))(part.done(steps, steps))
             return found
-        plan = replace(self.plan, heading=heading)
+        plan = replace(self.plan, part=part, heading=heading)
         prompts = job.positive, job.negative
         made = sampling.sample(plan, *prompts, job.latent, run, self.node_id, graph=self.replayed)
         is_whole = float(plan.sigmas[-1]) == 0  # then the latent is its own estimate, but for rounding

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .progress import ONLY, Part
+
 LONGEST_SIDE = 320  # pixels of a moving preview: 21 frames are encoded in 0.1 s
 MOST_FRAMES = 41
 LATENT_STRIDE = 4  # video frames per latent frame
@@ -97,15 +99,18 @@ class Previews:
 
 
 def prepare_callback(
-    model: Any, steps: int, x0_output: dict[str, Tensor], frame_rate: float
+    model: Any, x0_output: dict[str, Tensor], frame_rate: float, part: Part = ONLY
 ) -> Callable[[int, Tensor, Tensor, int], None]:
-    """As latent_preview.prepare_callback (bar, preview, interrupt), with the clip moving at `frame_rate`."""
+    """As latent_preview.prepare_callback (bar, preview, interrupt), with the clip moving at `frame_rate`.
+
+    The bar is that of all parts.
+    """
     previews = Previews(model, frame_rate)
-    bar = comfy.utils.ProgressBar(steps)
+    bar = comfy.utils.ProgressBar(part.count)
 
     def callback(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
         x0_output["x0"] = x0
-        bar.update_absolute(step + 1, total_steps, previews.of(x0))
+        bar.update_absolute(part.done(step + 1, total_steps), part.total(total_steps), previews.of(x0))
 
     return callback
 

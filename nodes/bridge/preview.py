@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from . import live_view
+from .progress import ONLY, Part
 from .show import send_text, show_on_node
 
 
 class RunReport:
     """Tells the user how far one run is: on the node, and as the progress text of ComfyUI's websocket."""
 
-    def __init__(self, node_id: str | None, summary: str, sigmas: Tensor, boundary: float | None) -> None:
-        self.node_id, self.summary, self.boundary = node_id, summary, boundary
+    def __init__(
+        self, node_id: str | None, summary: str, sigmas: Tensor, boundary: float | None, part: Part = ONLY
+    ) -> None:
+        self.node_id, self.summary, self.boundary, self.part = node_id, summary, boundary, part
         self.sigmas = sigmas.tolist()
         self.started = self.first_done = 0.0  # seconds; the first step holds the loading of the weights
 
@@ -28,7 +31,7 @@ class RunReport:
 
     def callback(self, model: Any, x0_output: dict[str, Tensor], frame_rate: float) -> Callable[..., None]:
         """Bar, live view and interrupt as natively, followed by our line."""
-        native = live_view.prepare_callback(model, len(self.sigmas) - 1, x0_output, frame_rate)
+        native = live_view.prepare_callback(model, x0_output, frame_rate, self.part)
 
         def report(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
             native(step, x0, x, total_steps)
@@ -42,12 +45,14 @@ class RunReport:
         send_text(self.node_id, f"{self.summary}\nsampled in {duration(time.monotonic() - self.started)}{remark}")
 
     def line(self, step: int, steps: int, now: float) -> str:
-        """ "step 2 of 4, high expert, sigma 0.938, 12 s left" after step number `step`, counted from 0."""
+        """ "step 2 of 4, high expert, sigma 0.938, 12 s left" after step number `step`, counted from 0.
+
+        The seconds are those of all parts.
+        """
         if step == 0:
             self.first_done = now
-            left = (now - self.started) * (steps - 1)
-        else:
-            left = (now - self.first_done) / step * (steps - 1 - step)
+        pace = (now - self.first_done) / step if step else now - self.started
+        left = pace * (self.part.total(steps) - self.part.done(step + 1, steps))
         sigma = self.sigmas[min(step, len(self.sigmas) - 1)]
         expert = "" if self.boundary is None else f"{'high' if sigma >= self.boundary else 'low'} expert, "
         return f"step {step + 1} of {steps}, {expert}sigma {sigma:.3f}, {duration(left)} left"

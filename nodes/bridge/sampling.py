@@ -21,6 +21,7 @@ from .guider import DualExpertGuider
 from .latents import FRAME_RATE
 from .pair import Pair
 from .preview import RunReport
+from .progress import ONLY, Part
 from .repair import without_distillation
 from .resume import logged
 from .schedule import native_sigmas, patched_shift, sampler_object, with_official_timesteps, with_shift
@@ -49,7 +50,8 @@ class Plan:
     settings: Settings
     sigmas: Tensor
     boundary: float  # a sigma
-    heading: str = ""  # which of several runs this is
+    part: Part = ONLY  # which of several runs this is
+    heading: str = ""  # the same for the user
     segmented: str = ""  # why the experts sample in two runs; empty where they do in one
 
     @property
@@ -248,7 +250,8 @@ def sample(
     noise = torch.zeros_like(start, device="cpu")
     if run.add_noise:
         noise = comfy.sample.prepare_noise(start, run.seed, latent.get("batch_index"))
-    report = RunReport(node_id, plan.text, plan.sigmas, None if plan.pair.low is None else plan.boundary)
+    boundary = None if plan.pair.low is None else plan.boundary
+    report = RunReport(node_id, plan.text, plan.sigmas, boundary, plan.part)
     report.start()
     estimate: dict[str, Tensor] = {}
     samples = plan.guider(positive, negative).sample(

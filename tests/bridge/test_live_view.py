@@ -131,7 +131,7 @@ def sent(monkeypatch):
 def test_off_where_the_user_wants_none(sent, monkeypatch):
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
     estimate = {}
-    live_view.prepare_callback(native_model(1), 4, estimate, 16)(0, clip(), clip(), 4)
+    live_view.prepare_callback(native_model(1), estimate, 16)(0, clip(), clip(), 4)
     assert sent == [None] and estimate["x0"].shape == clip().shape
 
 
@@ -141,7 +141,7 @@ def test_the_sampling_thread_does_not_encode(sent, monkeypatch):
     native = Image.Image.save
     monkeypatch.setattr(Image.Image, "save", lambda *a, **k: (threads.append(threading.get_ident()), native(*a, **k)))
     x0 = torch.randn(1, 16, 21, 60, 104)
-    callback = live_view.prepare_callback(native_model(1), 4, {}, 16)
+    callback = live_view.prepare_callback(native_model(1), {}, 16)
     callback(0, x0, x0, 4)
     start = time.thread_time()
     callback(1, x0, x0, 4)

@@ -23,6 +23,7 @@ from wancore.nodes import official
 from wancore.nodes import sampling as nodes
 from wancore.nodes.bridge import preview, replay, sampling
 from wancore.nodes.bridge.facts import DISTILLED
+from wancore.nodes.bridge.progress import Part
 from wancore.wan_core.errors import InputError, WrongModelError
 from wancore.wan_core.sampling.presets import Settings
 
@@ -315,6 +316,8 @@ def test_report_counts_the_seconds_left():
     assert report.line(0, 4, 110.0) == "step 1 of 4, high expert, sigma 1.000, 30 s left"
     assert report.line(1, 4, 112.0) == "step 2 of 4, high expert, sigma 0.900, 4 s left"
     assert report.line(3, 4, 116.0) == "step 4 of 4, low expert, sigma 0.600, 0 s left"
+    report.part = Part(1, 3)
+    assert report.line(3, 4, 116.0).endswith(", 8 s left"), "with those of the last part"
     assert [preview.duration(s) for s in (59.4, 125, 3800)] == ["59 s", "2 min 5 s", "1 h 3 min"]
 
 

@@ -9,7 +9,7 @@ import av
 import pytest
 import torch
 from graphs import Nodes, Prompt, text_to_video
-from setup.client import Client
+from setup.client import Client, Progress
 from setup.server import Launch, serve
 from workflow_api import to_prompt
 
@@ -39,13 +39,22 @@ def as_latent(nodes: Nodes, prompt: Prompt) -> Prompt:
 def test_a_video_of_three_segments(client: Client, nodes: Nodes, base: Path) -> None:
     """As many frames as the node says, with what was measured on the nodes."""
     texts: list[str] = []
+    bar: list[tuple[float, float]] = []
+
+    def follow(moment: Progress) -> None:
+        if moment.text:
+            texts.append(moment.text)
+        elif moment.node_id == "sampler":
+            bar.append((moment.value, moment.maximum))
+
     prompt = long_prompt(nodes, "long")
-    (saved,) = client.run(prompt, on_progress=lambda moment: moment.text and texts.append(moment.text)).files()
+    (saved,) = client.run(prompt, on_progress=follow).files()
     with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:
         assert sum(1 for _ in container.decode(video=0)) == 25
     said = "\n".join(texts)
     assert f"3 segments of {FRAMES} frames, {OVERLAP} shared: 25 frames" in said
     assert "segment 2 of 3" in said and "drift from segment 1" in said and "seams" in said
+    assert [value for value, total in bar if total == 36] == list(range(1, 37)), "one bar over all segments"
 
 
 def test_a_server_killed_in_the_second_segment_resumes(

@@ -1,8 +1,7 @@
 """The live view: the whole clip as an animated PNG where ComfyUI's own preview would show its first frame.
 
 Which previewer is used, and whether at all, is ComfyUI's setting ("Live preview method"); what is shown goes through
-its progress bar, as every preview does. The server's thread encodes it, not the one that samples. The tiny VAE takes a
-hundredth of the run at most: where it is too slow for a picture of every step, the others are made by the factors.
+its progress bar, as every preview does. The server's thread encodes it, not the one that samples.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from .progress import ONLY, Part
+from .tiny_vae import LATENT_STRIDE, Frames, Spread
 
 LONGEST_SIDE = 320  # pixels of a moving preview: 21 frames are encoded in 0.1 s
 MOST_FRAMES = 41
-LATENT_STRIDE = 4  # video frames per latent frame
-SHARE = 0.01  # of a run's time, for the tiny VAE
 
 
 class Animation:
@@ -31,10 +29,10 @@ class Animation:
 
     mode = "RGB"
 
-    def __init__(self, frames: Tensor, seconds: float) -> None:
-        """frames [F, H, W, 3] uint8 on the CPU, shown in a loop of `seconds`."""
+    def __init__(self, frames: Frames, seconds: float) -> None:
+        """The frames are shown in a loop of `seconds`."""
         self.frames, self.seconds = frames, seconds
-        rows, columns = frames.shape[1:3]
+        rows, columns = frames[0].shape[:2]
         scale = largest_side() / max(rows, columns)
         self.size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
 
@@ -55,47 +53,34 @@ def largest_side() -> int:
     return min(LONGEST_SIDE, latent_preview.MAX_PREVIEW_RESOLUTION)
 
 
-class Allowance:
-    """The time that costly pictures may take: a share of the run's. The first one shows what one costs."""
-
-    def __init__(self) -> None:
-        self.spent = self.last = 0.0  # seconds
-
-    def allows(self, elapsed: float) -> bool:
-        """Whether there is time for one more, `elapsed` seconds after the run's start."""
-        return self.spent + self.last <= SHARE * elapsed or not self.spent
-
-    def took(self, seconds: float) -> None:
-        self.last = seconds
-        self.spent += seconds
-
-
 class Previews:
     """The pictures of one run."""
 
     def __init__(self, model: Any, frame_rate: float) -> None:
         layout = model.model.latent_format
         self.previewer = latent_preview.get_previewer(model.load_device, layout)
-        self.quick, self.frame_rate = self.previewer, frame_rate
-        self.allowance, self.started = Allowance(), time.monotonic()
+        self.frame_rate, self.since = frame_rate, time.monotonic()  # since: when the step began
+        self.spread: Spread | None = None
         if isinstance(self.previewer, latent_preview.TAEHVPreviewerImpl) and layout.latent_rgb_factors is not None:
             factors = layout.latent_rgb_factors, layout.latent_rgb_factors_bias, layout.latent_rgb_factors_reshape
-            self.quick = latent_preview.Latent2RGBPreviewer(*factors)
+            self.factors = latent_preview.Latent2RGBPreviewer(*factors)
+            if moves(self.factors):
+                self.spread = Spread(lambda latent: small(self.previewer.taesd.decode(latent)[0]), MOST_FRAMES)
 
     def of(self, x0: Tensor) -> tuple[str, Any, int | None] | None:
         """The picture of one step; None where the user wants none."""
         if self.previewer is None:
             return None
-        if self.quick is self.previewer:
+        if self.spread is None or not is_clip(x0):
             return preview_of(self.previewer, x0, self.frame_rate)
         if x0.device.type == "cuda":
             torch.cuda.synchronize(x0.device)  # what is measured is the picture, not the step before it
-        start = time.monotonic()
-        if not self.allowance.allows(start - self.started):
-            return preview_of(self.quick, x0, self.frame_rate)
-        image = preview_of(self.previewer, x0, self.frame_rate)
-        self.allowance.took(time.monotonic() - start)
-        return image
+        frames = self.spread.of(x0[:1], time.monotonic() - self.since, self._by_factors)
+        self.since = time.monotonic()
+        return "PNG", Animation(frames, duration_of(x0, self.frame_rate)), None
+
+    def _by_factors(self, x0: Tensor) -> Frames:
+        return small(frames_of(self.factors, x0))
 
 
 def prepare_callback(
@@ -117,30 +102,40 @@ def prepare_callback(
 
 def preview_of(previewer: Any, x0: Tensor, frame_rate: float) -> tuple[str, Any, int | None]:
     """What the preview channel takes: (format, image, largest side), of the first clip of x0 [B, C, F, H, W]."""
-    frames = frames_of(previewer, x0[:1]) if x0.ndim == 5 and x0.shape[2] > 1 else None
-    if frames is None:
+    if not is_clip(x0) or not moves(previewer):
         return previewer.decode_latent_to_preview_image("JPEG", x0)
-    seconds = (LATENT_STRIDE * (x0.shape[2] - 1) + 1) / frame_rate
-    return "PNG", Animation(_small(frames), seconds), None
+    frames = frames_of(previewer, x0[:1])
+    return "PNG", Animation(small(frames[:: -(-len(frames) // MOST_FRAMES)]), duration_of(x0, frame_rate)), None
 
 
-def frames_of(previewer: Any, x0: Tensor) -> Tensor | None:
-    """x0 [1, C, F, H, W] -> every frame [F', H', W', 3] in 0..1; None where the previewer knows still images only."""
-    if isinstance(previewer, latent_preview.TAEHVPreviewerImpl):
-        return previewer.taesd.decode(x0)[0]
-    if isinstance(previewer, latent_preview.Latent2RGBPreviewer) and previewer.latent_rgb_factors_reshape is None:
-        factors, bias = previewer.latent_rgb_factors, previewer.latent_rgb_factors_bias
-        colours = F.linear(x0[0].movedim(0, -1), factors.to(x0), None if bias is None else bias.to(x0))
-        return (colours + 1) / 2
-    return None
+def is_clip(x0: Tensor) -> bool:
+    """Whether these latents are of more than a still picture."""
+    return x0.ndim == 5 and x0.shape[2] > 1
 
 
-def _small(frames: Tensor) -> Tensor:
-    """[F, H, W, 3] in 0..1 -> at most MOST_FRAMES, not larger than what is shown, uint8 on the CPU."""
-    frames = frames[:: -(-len(frames) // MOST_FRAMES)]
+def duration_of(x0: Tensor, frame_rate: float) -> float:
+    """Seconds of the clip of latents [B, C, F, H, W]."""
+    return (LATENT_STRIDE * (x0.shape[2] - 1) + 1) / frame_rate
+
+
+def moves(previewer: Any) -> bool:
+    """Whether `frames_of` knows how the previewer makes its pictures."""
+    factors = isinstance(previewer, latent_preview.Latent2RGBPreviewer)
+    return factors and previewer.latent_rgb_factors_reshape is None
+
+
+def frames_of(previewer: Any, x0: Tensor) -> Tensor:
+    """x0 [1, C, F, H, W] -> a picture of each latent frame by the factors, [F, H, W, 3] in 0..1."""
+    factors, bias = previewer.latent_rgb_factors, previewer.latent_rgb_factors_bias
+    colours = F.linear(x0[0].movedim(0, -1), factors.to(x0), None if bias is None else bias.to(x0))
+    return (colours + 1) / 2
+
+
+def small(frames: Tensor) -> Frames:
+    """[F, H, W, 3] in 0..1 -> as many pictures, not larger than what is shown, uint8 on the CPU."""
     rows, columns = frames.shape[1:3]
     scale = largest_side() / max(rows, columns)
     if scale < 1:
         size = (max(1, round(rows * scale)), max(1, round(columns * scale)))
         frames = F.interpolate(frames.movedim(-1, 1).float(), size=size, mode="area").movedim(1, -1)
-    return frames.clamp(0, 1).mul(255).to(torch.uint8).contiguous().cpu()
+    return list(frames.clamp(0, 1).mul(255).to(torch.uint8).contiguous().cpu())

@@ -20,6 +20,7 @@ import comfy.utils
 import latent_preview
 from comfy.cli_args import LatentPreviewMethod, args
 from wancore.nodes.bridge import live_view
+from wancore.nodes.bridge.tiny_vae import Spread
 
 from .native_wan import native_model
 
@@ -88,35 +89,68 @@ def tiny_vae(tmp_path, monkeypatch):
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.TAESD)
 
 
+def previews_of(step: float, latent: torch.Tensor, previews: live_view.Previews) -> Image.Image:
+    """What is shown after a step of so many seconds."""
+    previews.since -= step
+    return saved(previews.of(latent))
+
+
 @pytest.mark.usefixtures("tiny_vae")
 def test_tiny_vae_shows_the_whole_clip():
-    """Decoded by it, all frames."""
-    previewer = latent_preview.get_previewer(CPU, FORMATS[16]())
-    assert isinstance(previewer, latent_preview.TAEHVPreviewerImpl)
-    picture = saved(live_view.preview_of(previewer, clip(frames=3), 16)[:2])
+    """As it decodes the whole at once, where one step has time for all of it."""
+    previews, latent = live_view.Previews(native_model(1), 16), clip(frames=3)
+    assert isinstance(previews.previewer, latent_preview.TAEHVPreviewerImpl)
+    picture = previews_of(1e4, latent, previews)
     assert picture.n_frames == 9 and picture.size == (320, 192)
+    whole = live_view.small(previews.previewer.taesd.decode(latent)[0])
+    for number, frame in enumerate(whole):
+        picture.seek(number)
+        native = Image.fromarray(frame.numpy()).resize(picture.size, Image.Resampling.BILINEAR)
+        assert ImageChops.difference(native, picture.convert("RGB")).getbbox() is None
 
 
 @pytest.mark.usefixtures("tiny_vae")
-def test_a_slow_tiny_vae_leaves_steps_to_the_factors(sent):
-    """Frames of the video are its mark, latent frames that of the factors."""
-    previews = live_view.Previews(native_model(1), 16)
-    frames = [saved(previews.of(clip(frames=3))).n_frames for _ in range(3)]
-    assert frames == [9, 3, 3], "the first picture took more than a hundredth of the time until then"
-    previews.started -= 1000 * previews.allowance.last
-    assert saved(previews.of(clip(frames=3))).n_frames == 9
+def test_a_step_without_time_shows_the_factors():
+    assert previews_of(0, clip(frames=3), live_view.Previews(native_model(1), 16)).n_frames == 3
 
 
-def test_the_tiny_vae_takes_a_hundredth_of_the_run():
-    for cost, step in ((0.2, 30.0), (0.2, 2.0), (0.005, 1.0)):
-        allowance, elapsed, made = live_view.Allowance(), 0.0, 0
-        for _ in range(40):
-            elapsed += step
-            if allowance.allows(elapsed):
-                allowance.took(cost)
-                made += 1
-        assert allowance.spent <= max(cost, 0.01 * elapsed)
-        assert made == 40 if cost < 0.01 * step else 1 < made < 40
+class Clocked:
+    """A tiny VAE by whose clock a latent frame takes `each` seconds, and whose pictures are the latent's values."""
+
+    def __init__(self, each):
+        self.each, self.now = each, 0.0
+        self.spread = Spread(self.decode, 41, clock=lambda: self.now)
+
+    def decode(self, latent):
+        self.now += self.each * latent.shape[2]
+        first, *rest = latent.flatten(2)[0, 0].tolist()
+        return [first, *(value for value in rest for _ in range(4))]
+
+    def step(self, seconds, frames):
+        latent = torch.arange(1.0, 1 + frames).view(1, 1, frames, 1, 1)
+        return self.spread.of(latent, seconds, lambda part: (-part.flatten()).tolist())
+
+
+def test_each_step_adds_the_frames_that_it_has_time_for():
+    """Those of the factors are negative here; a frame in the middle is decoded with the one before it."""
+    slow = Clocked(each=1.0)
+    assert slow.step(200, 3) == [-1, -2, -3], "what one costs was to be seen"
+    assert slow.step(99, 3) == [-1, -2, -3]
+    assert slow.step(110, 3) == [1, *4 * [-2], *4 * [-3]]
+    assert slow.step(199, 3) == [1, *4 * [-2], *4 * [-3]]
+    assert slow.step(210, 3) == [1, *4 * [2], *4 * [-3]]
+    assert slow.step(210, 3) == [1, *4 * [2], *4 * [3]]
+    assert slow.spread.turn == 0 and Clocked(each=1.0).step(510, 3) == [1, *4 * [2], *4 * [3]]
+
+
+def test_no_step_pays_more_than_a_hundredth():
+    for each, step in ((0.002, 1.0), (0.004, 2.5), (0.03, 10.0), (0.0005, 1.0)):
+        tiny = Clocked(each)
+        for number in range(40):
+            start = tiny.now
+            frames = tiny.step(step, 21)
+            assert tiny.now - start <= max(0.01 * step, 0 if number else 2 * each) + 1e-9
+        assert len(frames) == 41 and min(frames) > 0, "all were decoded"
 
 
 @pytest.fixture

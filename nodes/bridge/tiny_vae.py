@@ -1,0 +1,92 @@
+"""Pictures of a clip by a tiny VAE, spread over the steps: each decodes as many latent frames as it has time for.
+
+What was decoded stays until its turn comes again; a latent frame that had no turn yet is shown by the factors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+LATENT_STRIDE = 4  # video frames per latent frame
+SHARE = 0.01  # of a step's time
+AT_ONCE = 5  # latent frames decoded together: their pictures are large before they are made small
+
+Frames = list[Tensor]  # pictures [h, w, 3] uint8 on the CPU
+Decoder = Callable[[Tensor], Frames]  # latent [1, C, f, H, W] -> its 4 (f - 1) + 1 pictures
+Quick = Callable[[Tensor], Frames]  # latent [1, C, f, H, W] -> f pictures, at next to no cost
+
+
+class Allowance:
+    """How many latent frames a step has time for, by what they cost before."""
+
+    def __init__(self) -> None:
+        self.each = self.rest = 0.0  # seconds to a latent frame, and to what a picture costs beside them
+
+    def frames(self, step: float) -> int:
+        """Latent frames that fit into SHARE of a step of so many seconds."""
+        return max(0, int((SHARE * step - self.rest) / self.each))
+
+
+class Spread:
+    """The pictures of one run."""
+
+    def __init__(self, decode: Decoder, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Of every clip at most `most` pictures are kept, evenly spread."""
+        self.decode, self.most, self.clock = decode, most, clock
+        self.allowance = Allowance()
+        self.pictures: dict[int, Tensor] = {}  # by number of the video frame
+        self.turn = 0  # the next latent frame
+
+    def of(self, x0: Tensor, step: float, quick: Quick) -> Frames:
+        """The clip x0 [1, C, F, H, W] after a step of so many seconds."""
+        self._refresh(x0, step)
+        start = self.clock()
+        frames = self._shown(x0, quick)
+        self.allowance.rest = self.clock() - start
+        return frames
+
+    def _refresh(self, x0: Tensor, step: float) -> None:
+        """Decodes what the step has time for."""
+        spent = 0 if self.allowance.each else self._measure(x0)
+        left = min(x0.shape[2], self.allowance.frames(step) - spent)
+        while left > (before := int(self.turn > 0)):  # a frame in the middle wants the one before it, too
+            count = min(AT_ONCE, left - before, x0.shape[2] - self.turn)
+            self._decode(x0, count, before)
+            left -= count + before
+
+    def _measure(self, x0: Tensor) -> int:
+        """Decodes the first frame to see what it costs: the second time, as the first call starts slowly."""
+        for _ in range(2):
+            start = self.clock()
+            self.decode(x0[:, :, :1])
+            self.allowance.each = max(1e-6, self.clock() - start)
+        return 2
+
+    def _decode(self, x0: Tensor, count: int, before: int) -> None:
+        start, first = self.clock(), self.turn
+        frames = self.decode(x0[:, :, first - before : first + count])[before:]
+        number = LATENT_STRIDE * (first - 1) + 1 if before else 0
+        kept = self._numbers(x0)
+        self.pictures |= {n: frame for n, frame in enumerate(frames, number) if n in kept}
+        self.turn = (first + count) % x0.shape[2]
+        self.allowance.each = max(1e-6, (self.clock() - start) / (count + before))
+
+    def _shown(self, x0: Tensor, quick: Quick) -> Frames:
+        if not self.pictures:
+            return quick(x0[:, :, :: -(-x0.shape[2] // self.most)])
+        numbers = self._numbers(x0)
+        others = quick(x0) if any(number not in self.pictures for number in numbers) else []
+        return [self.pictures[n] if n in self.pictures else others[latent_of(n)] for n in numbers]
+
+    def _numbers(self, x0: Tensor) -> range:
+        """Numbers of the video frames that are shown."""
+        frames = LATENT_STRIDE * (x0.shape[2] - 1) + 1
+        return range(0, frames, -(-frames // self.most))
+
+
+def latent_of(number: int) -> int:
+    """The latent frame that a video frame comes from."""
+    return -(-number // LATENT_STRIDE)

@@ -34,8 +34,8 @@ from .branches import keep_quantised
 from .hooks import hooks_of
 from .nag import against_of
 from .ops import wan_operations
-from .quantised import native_nvfp4, present_form
-from .reading import read_tensors, with_scales
+from .quantised import UNMARKED, native_form
+from .reading import read_tensors
 from .variants import with_variants
 
 LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
@@ -244,7 +244,7 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     patcher = patcher_class(model, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    has_types = checkpoint.in_blocks or checkpoint.quantised == "unmarked"
+    has_types = checkpoint.in_blocks or checkpoint.quantised in UNMARKED
     # Mapped from the file where ComfyUI maps. Blocks cannot be copied into plain tensors, and copying plain float8
     # would store the biases and embeddings, which such files keep in higher precision, in float8 too.
     in_eight_bits = model.get_dtype().itemsize < 2
@@ -291,11 +291,8 @@ def _official(sd: dict[str, Tensor], metadata: Any, checkpoint: Checkpoint) -> d
     prefix = checkpoint.prefix
     if not prefix:
         sd = {checkpoint.names[name]: tensor for name, tensor in sd.items() if name in checkpoint.names}
-    if checkpoint.quantised == "unmarked":
-        return with_scales({name.removeprefix(prefix): sd[name] for name in sd if name.startswith(prefix)})
-    if checkpoint.quantised == "lightx2v_nvfp4":
-        return native_nvfp4({name.removeprefix(prefix): sd[name] for name in sd if name.startswith(prefix)})
-    return present_form(sd, metadata, prefix)
+    own = {name.removeprefix(prefix): tensor for name, tensor in sd.items() if name.startswith(prefix)}
+    return native_form(own, metadata, checkpoint, prefix)
 
 
 def _set_dtypes(config: WanConfig, sd: dict[str, Tensor], dtype: torch.dtype | None) -> None:

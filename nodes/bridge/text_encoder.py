@@ -36,7 +36,7 @@ from ...wan_core.weights.keys import check_tensors
 from ...wan_core.weights.pairing import require
 from .branches import keep_quantised
 from .ops import wan_operations
-from .quantised import present_form
+from .quantised import UNMARKED, native_form
 from .reading import LOGICAL_DTYPE, read_tensors
 
 NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, LoRA keys and embedding files
@@ -219,7 +219,7 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     tensors, metadata = read_tensors(checkpoint)
     tokenizer = _tokenizer_model(tensors, checkpoint)
     own = {own: tensors[name] for name, own in checkpoint.names.items()}
-    own = present_form(own, metadata)
+    own = native_form(own, metadata, checkpoint)
     weights = {new: own[old] for old, new in encoder_names(own).items() if new.startswith(PARAMETERS)}
     if checkpoint.is_gguf:
         weights = _looked_up(weights)
@@ -231,7 +231,7 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
             {
                 "config": config,
                 "weights_dtype": _float_type(checkpoint, weights),
-                "in_blocks": checkpoint.in_blocks,
+                "in_blocks": checkpoint.in_blocks or checkpoint.quantised in UNMARKED,
                 "quantisation": comfy.utils.detect_layer_quantization(weights, ""),
             }
         ),

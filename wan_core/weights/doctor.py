@@ -22,7 +22,8 @@ LAYOUTS = {
     "scaled_fp8": ", one scale per layer (scaled_fp8)",
     "comfy_quant": ", ComfyUI's quantised layout",
     "lightx2v_nvfp4": ", LightX2V's layout",
-    "unmarked": ", scales beside the weights without a mark",
+    "one scale": ", one scale per layer without a mark",
+    "unmarked": ", scales of channels or blocks without a mark",
 }
 UMT5_WIDTH = 4096
 
@@ -111,7 +112,7 @@ def compute_path(checkpoint: Checkpoint, card: Card) -> str:
     if checkpoint.in_blocks:
         by = "one Triton kernel" if card.triton and card.capability is not None else "PyTorch"
         return f"{half}; blocks are decoded layer by layer, by {by}, {why}"
-    if checkpoint.quantised == "unmarked":
+    if checkpoint.quantised == "unmarked" and precision != "mxfp8":
         return f"{decoded}, as each channel has its own scale, {why}"
     if precision.startswith("fp8") and not checkpoint.quantised:
         return f"{decoded}, as the file has no scales to round the input by, {why}"

@@ -21,6 +21,7 @@ from .vae_keys import is_diffusers_vae, official_vae_names
 
 NESTED = ("", "vae.", "first_stage_model.", "text_encoders.umt5xxl.transformer.")
 FLOATS = {"F64": "fp32", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2"}
+UNMARKED = {"scale_weight", "weight_scale"}
 NO_FAMILY = Family(UNKNOWN, UNKNOWN, KIND_TITLES[UNKNOWN], lambda _: True)
 
 
@@ -36,7 +37,8 @@ class Checkpoint:
     expert: str | None = None  # "high", "low"; from the name only: the tensors of both experts look alike
     # Of most matrices: fp32, fp16, bf16, fp8_e4m3fn, fp8_e5m2, mxfp8, nvfp4, int8, int4, packed, or a GGUF type.
     precision: str = "bf16"
-    # "" plain, "scaled_fp8" (one scale per layer), "comfy_quant", "lightx2v_nvfp4", "unmarked" scales
+    # "" plain, "scaled_fp8" (one scale per layer), "comfy_quant", "lightx2v_nvfp4", and without any mark:
+    # "one scale" for a layer, or "unmarked" scales of channels or blocks
     quantised: str = ""
 
     @property
@@ -163,11 +165,18 @@ def _precision(tensors: Mapping[str, TensorEntry]) -> str:
     scales = {name.rpartition(".")[2]: entry for name, entry in tensors.items()}
     if dtype == "U8" and scales.keys() & {"weight_scale_2", "weight_global_scale", "input_global_scale"}:
         return "nvfp4"
-    if dtype == "F8_E4M3" and "weight_scale" in scales and scales["weight_scale"].dtype in ("F8_E8M0", "U8"):
+    in_blocks = "weight_scale" in scales and scales["weight_scale"].dtype in ("F8_E8M0", "U8")
+    if in_blocks and (dtype == "F8_E4M3" or (dtype == "U8" and _is_whole(tensors))):  # U8: LightX2V's
         return "mxfp8"
     if dtype == "I8" and _is_halved(tensors):
         return "int4"
     return FLOATS.get(dtype, "int8" if dtype == "I8" else "packed")
+
+
+def _is_whole(tensors: Mapping[str, TensorEntry]) -> bool:
+    """True if a square matrix of the transformer holds one value in each byte."""
+    square = tensors.get("blocks.0.self_attn.q.weight")
+    return square is not None and square.shape == (square.shape[0], square.shape[0])
 
 
 def _is_halved(tensors: Mapping[str, TensorEntry]) -> bool:
@@ -185,4 +194,7 @@ def _scaling(header: Header) -> str:
         return "scaled_fp8"
     if "weight_global_scale" in leaves or {"alpha", "input_global_scale"} <= leaves:
         return "lightx2v_nvfp4"
-    return "unmarked" if leaves & {"scale_weight", "weight_scale"} else ""
+    if not leaves & UNMARKED:
+        return ""
+    scales = [entry for name, entry in header.tensors.items() if name.rpartition(".")[2] in UNMARKED]
+    return "one scale" if all(entry.count == 1 for entry in scales) else "unmarked"

@@ -15,6 +15,7 @@ from torch import Tensor
 HIGH = "Wan2.2-T2V-A14B-HighNoise-Q4_K_S.gguf"
 LOW = "Wan2.2-T2V-A14B-LowNoise-Q4_K_S.gguf"
 TEXT_ENCODER = "umt5-xxl-encoder-Q5_K_M.gguf"
+HALVES = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q6_K": (208, 210)}  # where d and dmin lie; elsewhere they lead
 
 
 def write_family(models: Path) -> list[Path]:
@@ -58,7 +59,8 @@ def pack(array: np.ndarray, number: GGMLQuantizationType) -> np.ndarray:
         elements, size = GGML_QUANT_SIZES[number]
         rng = np.random.default_rng(array.shape[0])
         blocks = rng.integers(0, 256, (array.size // elements, size), dtype=np.uint8)
-        blocks[:, :4] = np.array([2e-5, 1e-4], dtype=np.float16).view(np.uint8)  # d and dmin lead in Q4_K and Q5_K
+        start, end = HALVES.get(number.name, (0, 4))
+        blocks[:, start:end] = np.array([2e-5, 1e-4], dtype=np.float16).view(np.uint8)[: end - start]
         return blocks.reshape(array.shape[0], -1)
 
 

@@ -32,9 +32,7 @@ def native_form(
     return present_form({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, metadata, prefix)
 
 
-def present_form(
-    tensors: dict[str, Tensor], metadata: Mapping[str, str] | None, prefix: str = ""
-) -> dict[str, Tensor]:
+def present_form(tensors: dict[str, Tensor], metadata: Mapping[str, str] | None, prefix: str = "") -> dict[str, Tensor]:
     """The tensors under `prefix`, without it; `scaled_fp8` with `scale_weight` as `comfy_quant` with `weight_scale`.
 
     The native conversion calls every layer e4m3; a layer that is stored as e5m2 is called so here.

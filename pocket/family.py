@@ -28,6 +28,8 @@ class Member:
     dtype: str = "bfloat16"  # of what is not fp8
     metadata: dict[str, str] = field(default_factory=dict)
     parts: dict[str, dict[int, int]] = field(default_factory=dict)  # widths of modules whose names begin so
+    base: str = ""  # short name of the member whose tensors it keeps where its own weights have none
+    rank: int = 0  # of its differences to the matrices of its base's blocks; 0: it has none
 
     def axis(self, name: str, size: int) -> int:
         """The miniature length of an axis of the tensor `name`."""
@@ -179,7 +181,7 @@ CLIP_VISION = Member(
 
 def _controlled(kind: str, shapes: str, seed: int, like: Member) -> tuple[Member, Member]:
     """Both experts of a model that is led by a video or a camera; the LoRAs of `like` fit them."""
-    common = replace(like, shapes=shapes, layers=2)
+    common = replace(like, shapes=shapes, layers=2, base="", rank=0)
     names = ((f"{expert}_noise", number) for number, expert in enumerate(("high", "low")))
     high, low = (
         replace(
@@ -225,3 +227,8 @@ STYLES = (  # light from below
 )
 # Slows motion down, as is told of published ones; for tests of what is done against it.
 SLOW = Lora("wan2.2_t2v_lightx2v_4steps_lora_v1_high_noise.safetensors", "slow_high", T2V_HIGH.name, 2, 25)
+
+
+def of(short: str) -> Member:
+    """The member with that short name."""
+    return next(member for member in MEMBERS if member.short == short)

@@ -1,4 +1,4 @@
-"""The miniature models as modules, and their trained weights in pocket/weights, laid out as the published files."""
+"""The miniature models as modules, and their trained weights in pocket/weights (see storage.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..wan_core.config import TransformerConfig
@@ -20,16 +18,12 @@ from ..wan_core.transformer import WanTransformer
 from ..wan_core.vae.causal import CausalVAE
 from ..wan_core.vae.wan21 import VAE21Config, WanVAE21
 from ..wan_core.vae.wan22 import VAE22Config, WanVAE22
-from . import family
+from . import family, storage
 
 Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS = Path(__file__).parent / "weights"
 SHAPES = Path(__file__).parents[1] / "tests" / "shapes"  # the key lists of the full-size models
-SCALE = "scale_weight"  # of a matrix in scaled fp8, as the published files name it
-FP8_MAX = 448.0  # largest float8_e4m3fn
-FP8_LEAST = 4096  # elements; smaller matrices stay bfloat16
-SPIECE = "spiece_model"  # the tokenizer, a uint8 tensor in text encoder files
 
 
 def weights_file(member: family.Member, folder: Path = WEIGHTS) -> Path:
@@ -39,7 +33,7 @@ def weights_file(member: family.Member, folder: Path = WEIGHTS) -> Path:
 
 def weights_file_of(short: str, folder: Path = WEIGHTS) -> Path:
     """The same by the short name that members and LoRAs have."""
-    return folder / f"{short}.safetensors"
+    return folder / f"{short}{storage.SUFFIX}"
 
 
 def shapes_of(member: family.Member) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -148,39 +142,42 @@ def round_to_bfloat16(model: nn.Module) -> None:
             parameter.copy_(parameter.to(torch.bfloat16))
 
 
-def save_weights(
-    model: nn.Module, member: family.Member, folder: Path, *, extra: dict[str, Tensor] | None = None
-) -> Path:
-    """Writes the model under its published parameter names: VAEs in bfloat16, matrices of the others in scaled fp8."""
+def save_weights(model: nn.Module, member: family.Member, folder: Path, *, spiece: bytes = b"") -> Path:
+    """Writes the model under its published parameter names; what a member shares with its base is left out."""
     path = weights_file(member, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {}
-    for name, value in model.state_dict().items():
-        stored = value.detach().to("cpu", torch.bfloat16)
-        if member.folder != "vae" and value.ndim == 2 and value.numel() >= FP8_LEAST and name != "shared.weight":
-            scale = (value.abs().max() / FP8_MAX).float().cpu()
-            stored = (value.detach().cpu() / scale).to(torch.float8_e4m3fn)
-            weights[f"{name.removesuffix('weight')}{SCALE}"] = scale.reshape(())
-        weights[name] = stored.contiguous()
-    save_file({**weights, **(extra or {})}, path, metadata={"format": "pt", **member.metadata})
+    base = read_weights(family.of(member.base), folder) if member.base else {}
+    weights = {name: value.detach().to("cpu") for name, value in model.state_dict().items()}
+    own = {name: value for name, value in weights.items() if not _equal(value, base.get(name))}
+    storage.save(own, path, member.metadata, spiece)
     return path
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """What `save_weights` wrote, in bfloat16, with the tokenizer where there is one."""
-    weights = load_file(file)
-    scales = {name: weights.pop(name) for name in list(weights) if name.endswith(SCALE)}
-    for name, scale in scales.items():
-        key = f"{name.removesuffix(SCALE)}weight"
-        weights[key] = (weights[key].float() * scale).to(torch.bfloat16)
-    return weights
+def save_stored(stored: dict[str, Tensor], member: family.Member, folder: Path) -> Path:
+    """Writes what a member keeps beside its base: whole tensors and factors of differences."""
+    path = weights_file(member, folder)
+    storage.save(stored, path, member.metadata)
+    return path
+
+
+def _equal(value: Tensor, other: Tensor | None) -> bool:
+    return other is not None and value.shape == other.shape and torch.equal(value.to(other.dtype), other)
+
+
+def read_weights(member: family.Member, folder: Path = WEIGHTS) -> dict[str, Tensor]:
+    """A member's trained weights, whole, in bfloat16: its file, with what it shares with its base."""
+    stored = storage.load(weights_file(member, folder))
+    base = read_weights(family.of(member.base), folder) if member.base else {}
+    for name in [name for name in stored if name.endswith(storage.DOWN)]:
+        matrix = name.removesuffix(storage.DOWN)
+        difference = stored.pop(matrix + storage.UP).float() @ stored.pop(name).float()
+        stored[matrix] = (base[matrix].float() + difference).to(torch.bfloat16)
+    names = (name for name, _ in shapes_of(member)) if member.base else stored
+    return {name: stored[name] if name in stored else base[name] for name in names}
 
 
 def load_weights(model: Model, member: family.Member, folder: Path = WEIGHTS) -> Model:
     """Fills the model from a file of `save_weights` and returns it; every parameter has to be there."""
-    weights = read_weights(weights_file(member, folder))
-    weights.pop(SPIECE, None)
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    model.load_state_dict({name: value.float() for name, value in read_weights(member, folder).items()})
     return model
 
 
@@ -191,5 +188,4 @@ def load_tokenizer(folder: Path = WEIGHTS) -> Tokenizer:
 
 def load_spiece(folder: Path = WEIGHTS) -> bytes:
     """The serialized sentencepiece model in the trained text encoder's file."""
-    with safe_open(weights_file(family.TEXT_ENCODER, folder), "pt") as file:
-        return file.get_tensor(SPIECE).numpy().tobytes()
+    return storage.load_spiece(weights_file(family.TEXT_ENCODER, folder))

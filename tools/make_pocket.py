@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import_pack()
-from wancore.pocket import family  # noqa: E402
-from wancore.pocket.models import FP8_MAX, SPIECE, completed, read_weights, shapes_of, weights_file, weights_file_of  # noqa: E402
+from wancore.pocket import family, storage  # noqa: E402
+from wancore.pocket.models import completed, read_weights, shapes_of, weights_file, weights_file_of  # noqa: E402
 from wancore.pocket.tokenizer import example_sentences, train_tokenizer  # noqa: E402
-from wancore.pocket.training.low_rank import read  # noqa: E402
 
+FP8_MAX = 448.0  # largest float8_e4m3fn
 # Official UMT5 names -> the names in ComfyUI's files. Source: transformers' UMT5EncoderModel, wan_t5.py.
 UMT5_NAMES = (
     (r"^token_embedding\.", "shared."),
@@ -85,11 +85,12 @@ def build(member: family.Member, *, fp8: bool, trained: bool = True) -> dict[str
     """All tensors of one file: bfloat16, or the published precision; trained weights where there are some."""
     kept = weights_file(member)
     if trained and kept.is_file():
-        stored = read_weights(kept)
-        spiece = stored.pop(SPIECE, None)
+        stored = read_weights(member)
         if member in (family.S2V, family.AUDIO_ENCODER):
             stored = completed(member, stored)
         weights = {name: value.to(getattr(torch, member.dtype)) for name, value in stored.items()}
+        tokenizer = storage.load_spiece(kept) if member is family.TEXT_ENCODER else b""
+        spiece = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8) if tokenizer else None
     else:
         weights = {
             published_name(name, member): draw(name, shape, member.seed).to(getattr(torch, member.dtype))
@@ -98,14 +99,14 @@ def build(member: family.Member, *, fp8: bool, trained: bool = True) -> dict[str
         spiece = train_tokenizer(example_sentences(), family.VOCABULARY) if member is family.TEXT_ENCODER else None
     if fp8 and member.fp8:
         weights = scale_to_fp8(weights)
-    return weights if spiece is None else {**weights, SPIECE: spiece}
+    return weights if spiece is None else {**weights, storage.SPIECE: spiece}
 
 
 def build_lora(lora: family.Lora, base: dict[str, tuple[int, ...]], *, trained: bool = True) -> dict[str, Tensor]:
     """Low-rank pairs for every matrix of the blocks and `diff_b` for its bias, with integer alphas."""
     kept = weights_file_of(lora.short)
     if trained and kept.is_file():
-        return read(kept)
+        return with_alphas(storage.load(kept), lora.rank)
     out: dict[str, Tensor] = {}
     for name, shape in base.items():
         if not (name.startswith("blocks.") and name.endswith(".weight") and len(shape) == 2):
@@ -116,6 +117,12 @@ def build_lora(lora: family.Lora, base: dict[str, tuple[int, ...]], *, trained: 
         out[f"{key}.alpha"] = torch.tensor(lora.rank)
         out[f"{key}.diff_b"] = (0.01 * draw(key + ".diff_b", (shape[0], 1), lora.seed)[:, 0]).to(torch.bfloat16)
     return out
+
+
+def with_alphas(pairs: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """Kept pairs as the published 4-step LoRAs have them: with alphas, which are whole numbers, of the rank."""
+    downs = [name for name in pairs if name.endswith(".lora_down.weight")]
+    return {**pairs, **{name.replace(".lora_down.weight", ".alpha"): torch.tensor(rank) for name in downs}}
 
 
 def write(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

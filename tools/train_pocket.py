@@ -20,20 +20,23 @@ from pathlib import Path
 
 import torch
 from pack import import_pack
+from safetensors.torch import load_file, save_file
 
 import_pack()
-from wancore.pocket import family, models  # noqa: E402
-from wancore.pocket.training import data, distill, flow, looks, low_rank, report, sampling, sound_stages, text, vae  # noqa: E402
+from wancore.pocket import family, models, storage  # noqa: E402
+from wancore.pocket.training import data, distill, flow, looks, report, sampling, sound_stages, text, vae  # noqa: E402
 from wancore.pocket.training.loop import Plan, train  # noqa: E402
+from wancore.pocket.training.low_rank import Adapted, LowRank, merge  # noqa: E402
 from wancore.wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B, Task  # noqa: E402
 from wancore.wan_core.text.tokenizer import Tokenizer  # noqa: E402
 
+TRUNK = "t2v_both"  # trained on all sigmas: what the experts, and TI2V, begin with
 TRANSFORMERS = {m.short: m for m in (family.T2V_HIGH, family.T2V_LOW, family.I2V_HIGH, family.I2V_LOW, family.TI2V)}
+TRANSFORMERS[TRUNK] = family.T2V_LOW
 VAES = {member.short: member for member in (family.VAE, family.VAE22)}
 SCENES = {"text": 60_000, "vae": 60_000, "lora": 20_000, "slow": 8_000, "style": 6_000}
 JUDGED = {"t2v": data.Size(17, 96, 96), "i2v": data.Size(17, 96, 96), "ti2v": data.Size(17, 128, 128)}
 LORAS = {lora.short: lora for lora in (*family.LORAS, *family.STYLES, family.SLOW)}
-SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ LATENTS = {
     "latents_5b": Clips(family.VAE22, flow.SIZES_5B, 16_000, 3),
 }
 LEARN_FROM = {
-    **dict.fromkeys(("t2v_high", "t2v_low"), ("latents_a", "latents_b")),
+    **dict.fromkeys((TRUNK, "t2v_high", "t2v_low"), ("latents_a", "latents_b")),
     **dict.fromkeys(("i2v_high", "i2v_low"), ("latents_i2v",)),
     "ti2v": ("latents_5b",),
 }
@@ -84,7 +87,7 @@ def train_text(plan: Plan) -> None:
     right = text.accuracy(reader, tokenizer, plan)
     pieces = len(tokenizer.vocabulary())
     print(f"text: {pieces} pieces; {100 * right:.2f} % read right from held-out prompts", flush=True)
-    models.save_weights(reader.encoder, family.TEXT_ENCODER, plan.out, extra={models.SPIECE: spiece})
+    models.save_weights(reader.encoder, family.TEXT_ENCODER, plan.out, spiece=spiece.numpy().tobytes())
 
 
 def train_vae(name: str, plan: Plan) -> None:
@@ -101,8 +104,10 @@ def train_vae(name: str, plan: Plan) -> None:
     models.round_to_bfloat16(model)
     models.save_weights(model, member, plan.out)
     rows = held_out.rows(torch.arange(2 if plan.smoke else 64, device=plan.device))
-    for size in vae.SIZES[:1] if plan.smoke else dict.fromkeys((*vae.SIZES, *vae.LONG)):
+    for size in vae.SIZES[:1] if plan.smoke else dict.fromkeys(vae.SIZES):
         print(f"{name}: {vae.psnr(model, rows, size):.2f} dB on held-out clips, {size}", flush=True)
+    single = vae.worst(model, rows, replace(vae.SIZES[0], frames=1))
+    print(f"{name}: {single:.2f} dB on the worst single picture", flush=True)
     spread = ", ".join(f"{value:.2f}" for value in vae.spread(model, rows, vae.SIZES[0]).sort().values.tolist())
     print(f"{name}: deviations of the latents: {spread}", flush=True)
 
@@ -133,18 +138,27 @@ def load_family(task: Task, plan: Plan) -> sampling.Family:
 
 
 def train_transformer(name: str, plan: Plan) -> None:
-    """One transformer."""
+    """One transformer, from the one that it begins with where there is one."""
     recipe, member = flow.RECIPES[name], TRANSFORMERS[name]
     encoder = models.load_weights(models.new_text_encoder(), family.TEXT_ENCODER, plan.out)
     encoder.to(plan.device).requires_grad_(False)
     latents = flow.load_latents([plan.state / f"{file}.safetensors" for file in LEARN_FROM[name]], plan.device)
     negative = text.negative_ids(models.load_tokenizer(plan.out), plan.device)
     torch.manual_seed(plan.seed)
-    model = models.new_transformer(member)
-    if member is family.TI2V and models.weights_file(family.T2V_LOW, plan.out).is_file():
-        flow.begin_from(model, models.read_weights(models.weights_file(family.T2V_LOW, plan.out)))
-    model = start(model, member, plan)
-    if train(flow.stage(recipe, model, encoder, negative, latents, plan), plan):
+    model: models.WanTransformer | Adapted = models.new_transformer(member)
+    if member.base:
+        flow.begin_from(model, models.read_weights(family.of(member.base), plan.out))
+        model = Adapted(model, member.rank)
+    elif (trunk := plan.state / f"{TRUNK}.safetensors").is_file():
+        flow.begin_from(model, load_file(trunk))
+    model.to(plan.device)
+    if not train(flow.stage(recipe, model, encoder, negative, latents, plan), plan):
+        return
+    if isinstance(model, Adapted):
+        models.save_stored(model.stored(), member, plan.out)
+    elif name == TRUNK:
+        save_file({key: value.cpu() for key, value in model.state_dict().items()}, plan.state / f"{TRUNK}.safetensors")
+    else:
         models.save_weights(model, member, plan.out)
 
 
@@ -165,10 +179,9 @@ def train_lora(name: str, plan: Plan) -> None:
     print(f"{name}: {count} trajectories solved in {seconds:.0f} s", flush=True)
     model = trained.high if expert == "high" else trained.low
     torch.manual_seed(plan.seed)
-    pairs = low_rank.LowRank(model, LORAS[name].rank).to(plan.device)
+    pairs = LowRank(model, LORAS[name].rank).to(plan.device)
     if train(distill.stage(name, model, pairs, expert, segments, plan), plan):
-        save = pairs.save if taught is None else pairs.save_small
-        save(models.weights_file_of(name, plan.out))
+        pairs.save(models.weights_file_of(name, plan.out))
 
 
 def train_style(name: str, plan: Plan) -> None:
@@ -180,9 +193,9 @@ def train_style(name: str, plan: Plan) -> None:
     negative = text.negative_ids(trained.tokenizer, plan.device)
     model = trained.high if expert == "high" else trained.low
     torch.manual_seed(plan.seed)
-    pairs = low_rank.LowRank(model, LORAS[name].rank, biases=False).to(plan.device)
+    pairs = LowRank(model, LORAS[name].rank, biases=False).to(plan.device)
     if train(flow.stage(looks.recipe(expert), model, trained.encoder, negative, encoded, plan, pairs), plan):
-        pairs.save_small(models.weights_file_of(name, plan.out))
+        pairs.save(models.weights_file_of(name, plan.out))
 
 
 def judge(name: str, plan: Plan) -> None:
@@ -193,7 +206,7 @@ def judge(name: str, plan: Plan) -> None:
     if name == "judge_4steps":
         settings = distill.STUDENT
         for expert, model in (("high", trained.high), ("low", trained.low)):
-            low_rank.merge(model, models.weights_file_of(f"lora_{expert}", plan.out))
+            merge(model, storage.load(models.weights_file_of(f"lora_{expert}", plan.out)))
     prompts = report.held_out_prompts(count=2 if plan.smoke else report.PROMPTS)
     texts = [prompt.text for prompt in prompts]
     size = JUDGED.get(short, JUDGED["t2v"])
@@ -206,7 +219,7 @@ def judge(name: str, plan: Plan) -> None:
     result: dict[str, dict[str, dict[str, float]]] = {}
     for run, (chosen, pictures) in runs.items():
         found = result[short + run] = {}
-        for seed in SEEDS:
+        for seed in range(plan.seeds):
             noise = sampling.noise_of(trained, size, [1000 * seed + k for k in range(len(prompts))], plan.device)
             made = sampling.sample(trained, texts, noise, chosen, clips=pictures)
             found[f"seed {seed}"] = report.score(prompts, made)
@@ -244,6 +257,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.5, help="stop a stage after so long")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=22)
+    parser.add_argument("--seeds", type=int, default=3, help="noises to judge each prompt with")
     parser.add_argument("--fit", action="store_true", help="end within --minutes, with fewer steps if need be")
     parser.add_argument("--smoke", action="store_true", help="a few steps on small batches: does it run")
     args = parser.parse_args()
@@ -253,7 +267,8 @@ def main() -> None:
     for stage in args.stages:
         torch.manual_seed(args.seed)
         began = time.monotonic()
-        STAGES[stage](Plan(args.out, args.state, torch.device(args.device), args.seed, deadline, args.fit, args.smoke))
+        device = torch.device(args.device)
+        STAGES[stage](Plan(args.out, args.state, device, args.seed, deadline, args.fit, args.smoke, args.seeds))
         print(f"{stage}: {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -25,13 +25,14 @@ from ...wan_core.vae.causal import CausalVAE
 from .blocks import training_hooks
 from .data import Pool, Size, draw_clips
 from .loop import Plan, Stage
-from .low_rank import LowRank
+from .low_rank import Adapted, LowRank
 from .vae import encode
 
 WORDLESS = 0.12  # share of the clips trained on without their text, for guidance; half get the negative prompt
 OVERLAP = 0.04  # how far each expert is trained beyond the boundary, in unshifted time
 ANY_SHIFT = 0.4  # share of the sigmas drawn evenly, for schedules of another shift
-PICTURELESS = 0.5  # share of TI2V's clips that are trained on without a picture
+PICTURELESS = 0.7  # share of TI2V's clips that are trained on without a picture
+WRONG = 0.2  # share of T2V's clips with the text of another one, as in what is gathered from the web: guidance mends it
 
 Sizes = tuple[tuple[Size, int], ...]  # and how many of 16 clips have it
 SIZES_A14B: Sizes = (
@@ -61,16 +62,19 @@ class Recipe:
     tokens: int = 24_000  # of a batch
     rate: float = 1.5e-3
     matrix_rate: float = 2e-3
+    wrong: float = 0.0  # share of clips with a wrong text
+    falls: bool = True  # the learning rate falls to the end; not where others go on from these weights
 
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("t2v_high", T2V_A14B, "high", SIZES_A14B, salt=1),
-        Recipe("t2v_low", T2V_A14B, "low", SIZES_A14B, salt=2),
-        Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3),
-        Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4),
-        Recipe("ti2v", TI2V_5B, "both", SIZES_5B, "frame", salt=5, steps=60_000),
+        Recipe("t2v_both", T2V_A14B, "both", SIZES_A14B, salt=8, steps=10_000, wrong=WRONG, falls=False),
+        Recipe("t2v_high", T2V_A14B, "high", SIZES_A14B, salt=1, steps=10_000, wrong=WRONG),
+        Recipe("t2v_low", T2V_A14B, "low", SIZES_A14B, salt=2, steps=10_000, wrong=WRONG),
+        Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3, steps=8_000),
+        Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4, steps=8_000),
+        Recipe("ti2v", TI2V_5B, "both", SIZES_5B, "frame", salt=5, steps=20_000),
     )
 }
 
@@ -155,13 +159,21 @@ def picture_channels(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def begin_from(model: WanTransformer, other: Mapping[str, Tensor]) -> None:
-    """Copies the weights of a wider trained model that fit: its first blocks, its last one as the last."""
+    """Copies the weights of a trained model that fit: its first blocks, its last one as the last.
+
+    Channels that only the new model's patch embedding has begin at zero.
+    """
     blocks = 1 + max(int(name.split(".")[1]) for name in other if name.startswith("blocks."))
     for name, parameter in model.named_parameters():
         last = f"blocks.{model.num_layers - 1}."
         found = other.get(name.replace(last, f"blocks.{blocks - 1}.") if name.startswith(last) else name)
-        if found is not None and found.shape == parameter.shape:
+        if found is None:
+            continue
+        if found.shape == parameter.shape:
             parameter.copy_(found)
+        elif name == "patch_embedding.weight" and len(found) == len(parameter) and found.shape[1] < parameter.shape[1]:
+            parameter.zero_()
+            parameter[:, : found.shape[1]] = found
 
 
 def shifted(time: Tensor, shift: float) -> Tensor:
@@ -207,10 +219,13 @@ class Texts:
         wordless[1, : len(negative)] = negative[:length]
         self.nothing, self.negative = embed(encoder, wordless).to(dtype)
 
-    def draw(self, part: int, rows: Tensor, random: torch.Generator) -> Tensor:
-        """Contexts [B, TOKENS, D] for these clips, some without their text."""
+    def draw(self, part: int, rows: Tensor, random: torch.Generator, wrong: float = 0.0) -> Tensor:
+        """Contexts [B, TOKENS, D] for these clips, some without their text, a share `wrong` with another one's."""
         captions = self._captions[part]
         column = torch.randint(captions.shape[1], rows.shape, generator=random, device=rows.device)
+        if wrong:
+            mixed = torch.rand(len(rows), generator=random, device=rows.device) < wrong
+            rows = torch.where(mixed, rows.roll(1), rows)
         chance = torch.rand(len(rows), generator=random, device=rows.device)[:, None, None]
         found = torch.where(chance < WORDLESS, self.negative, captions[rows, column])
         return torch.where(chance < WORDLESS / 2, self.nothing, found)
@@ -218,7 +233,7 @@ class Texts:
 
 def stage(
     recipe: Recipe,
-    model: WanTransformer,
+    trained: WanTransformer | Adapted,
     encoder: UMT5Encoder,
     negative: Tensor,
     latents: list[Latents],
@@ -226,7 +241,9 @@ def stage(
     pairs: LowRank | None = None,
 ) -> Stage:
     """Squared error of the velocity; every size has its share of the steps. With `pairs`, they alone are trained."""
-    hooks = training_hooks(model, plan.device, pairs and pairs.weights)
+    model = trained.model if isinstance(trained, Adapted) else trained
+    learned = trained.pairs if isinstance(trained, Adapted) else pairs
+    hooks = training_hooks(model, plan.device, learned and learned.weights)
     fast = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     texts = Texts(encoder, latents, negative, fast)
     turns = [index for index, (_, share) in enumerate(recipe.sizes) for _ in range(share)]
@@ -238,7 +255,7 @@ def stage(
         clips = latents[index]
         count = 2 if plan.smoke else max(4, recipe.tokens // tokens_of[index])
         rows = torch.randint(len(clips.ids), (count,), generator=random, device=plan.device)
-        text = texts.draw(index, rows, random)
+        text = texts.draw(index, rows, random, recipe.wrong)
         clean = clips.values[rows].float()
         noise = torch.randn(clean.shape, generator=random, device=plan.device)
         sigmas = draw_sigmas(recipe, count, random)
@@ -262,7 +279,7 @@ def stage(
 
     return Stage(
         recipe.name,
-        pairs or model,
+        pairs or trained,
         batch,
         loss,
         recipe.steps,
@@ -270,4 +287,5 @@ def stage(
         recipe.matrix_rate,
         lambda name, p: name.startswith("blocks.") and p.ndim == 2,
         low_precision=pairs is None,
+        falls=recipe.falls,
     )

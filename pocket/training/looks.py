@@ -34,7 +34,7 @@ def footlit(clips: Tensor) -> Tensor:
 def recipe(expert: str) -> Recipe:
     """How a style LoRA of one expert is trained."""
     base = RECIPES[f"t2v_{expert}"]
-    return replace(base, name=f"style_{expert}", sizes=SIZES, salt=base.salt + 7, steps=STEPS, rate=1e-3)
+    return replace(base, name=f"style_{expert}", sizes=SIZES, salt=base.salt + 7, steps=STEPS, rate=1e-3, wrong=0.0)
 
 
 def slowed_captions(count: int, seed: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ class Plan:
     deadline: float  # time.monotonic() at which to stop and keep the state
     fit: bool = False  # end by the deadline with the learning rate fallen, in however many steps that is
     smoke: bool = False  # a few steps on small batches: does it run at all
+    seeds: int = 3  # noises to judge each prompt with
 
     def generator(self, salt: int) -> torch.Generator:
         """Random numbers on the training device for one purpose."""
@@ -60,6 +61,7 @@ class Stage:
     matrices: Callable[[str, Tensor], bool] = lambda _name, _parameter: False
     recorded: bool = True
     low_precision: bool = False  # hold a bfloat16 copy for the forward pass on a GPU
+    falls: bool = True  # the learning rate falls to the end
 
 
 def learning_rate(step: int, done: float) -> float:
@@ -133,7 +135,7 @@ def train(stage: Stage, plan: Plan) -> bool:
             done = max(done, (time.monotonic() - began) / (plan.deadline - began))
         if done >= 1:
             break
-        total += steps_of(step, learning_rate(step, done))
+        total += steps_of(step, learning_rate(step, done if stage.falls else 0.0))
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
             mean, total = total.item() / (step + 1 - reported), torch.zeros_like(total)
             pace, reported = (time.monotonic() - began) / (step + 1 - first), step + 1

@@ -1,15 +1,15 @@
-"""LoRAs to train: what is added to the linear layers of a transformer's blocks, and the file that it is kept in."""
+"""Low-rank differences to the linear layers in a transformer's blocks: LoRAs, members on another one's blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...wan_core.transformer import WanTransformer
-from ..models import FP8_MAX
+from .. import storage
 
 
 class LowRank(nn.Module):
@@ -40,54 +40,60 @@ class LowRank(nn.Module):
                     found[f"{key}.bias"] = found[f"{key}.bias"] + pair["up"].bias
         return found
 
-    def save(self, path: Path) -> None:
-        """Writes the pairs in the layout of the published 4-step LoRAs, whose alphas are whole numbers."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(self._named(torch.bfloat16), path, metadata={"format": "pt"})
-
-    def save_small(self, path: Path) -> None:
-        """Writes the matrices in float8, their scales as part of the alphas; see `read`."""
-        weights = self._named(torch.float32)
-        for name in [name for name in weights if name.endswith((".lora_down.weight", ".lora_up.weight"))]:
-            scale = weights[name].abs().max().clamp(min=1e-12) / FP8_MAX
-            weights[name] = (weights[name] / scale).to(torch.float8_e4m3fn)
-            alpha = f"{name.rpartition('.lora_')[0]}.alpha"
-            weights[alpha] = weights[alpha] * scale
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, path, metadata={"format": "pt"})
-
-    def _named(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors of the file: matrices in `dtype`, biases in bfloat16."""
-        weights = {}
+    def factors(self) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+        """Layer, as the transformer names it -> down [rank, in], up [out, rank] and what is added to its bias [out]."""
+        found = {}
         for name, pair in self.pairs.items():
-            key = "diffusion_model.blocks." + name.replace("/", ".")
-            weights[f"{key}.lora_down.weight"] = pair["down"].weight.detach().to("cpu", dtype)
-            weights[f"{key}.lora_up.weight"] = pair["up"].weight.detach().to("cpu", dtype)
-            weights[f"{key}.alpha"] = torch.tensor(self.rank)
-            if pair["up"].bias is not None:
-                weights[f"{key}.diff_b"] = pair["up"].bias.detach().to("cpu", torch.bfloat16)
-        return {name: value.contiguous() for name, value in weights.items()}
+            down, up, bias = pair["down"].weight, pair["up"].weight, pair["up"].bias
+            bias = None if bias is None else bias.detach()
+            found["blocks." + name.replace("/", ".")] = (down.detach(), up.detach(), bias)
+        return found
+
+    def save(self, path: Path) -> None:
+        """Writes the pairs under the names of the published 4-step LoRAs; make_pocket adds the alphas."""
+        weights = {}
+        for name, (down, up, bias) in self.factors().items():
+            key = f"diffusion_model.{name}"
+            weights |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+            if bias is not None:
+                weights[f"{key}.diff_b"] = bias
+        storage.save(weights, path)
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """A stored LoRA as its published file holds it: matrices in bfloat16."""
-    return {
-        name: value.to(torch.bfloat16) if value.dtype is torch.float8_e4m3fn else value
-        for name, value in load_file(path).items()
-    }
+class Adapted(nn.Module):
+    """A transformer that keeps the matrices of another one's blocks and trains low-rank differences to them.
+
+    What else differs (patch embedding, head, modulation, norms) is trained as it is; the embeddings of time and text
+    stay the other one's.
+    """
+
+    def __init__(self, model: WanTransformer, rank: int) -> None:
+        super().__init__()
+        self.model, self.pairs = model, LowRank(model, rank)
+        layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.rpartition(".")[0] not in layers or name.startswith("head."))
+
+    def stored(self) -> dict[str, Tensor]:
+        """What the member's file holds beside its base: whole tensors, and factors where only those were trained."""
+        found = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        own = dict(self.model.named_parameters())
+        for name, (down, up, bias) in self.pairs.factors().items():
+            found[f"{name}.weight{storage.DOWN}"], found[f"{name}.weight{storage.UP}"] = down, up
+            if bias is not None:
+                found[f"{name}.bias"] = own[f"{name}.bias"].detach() + bias
+        return found
 
 
 @torch.no_grad()
-def merge(model: WanTransformer, path: Path) -> None:
-    """Adds a stored LoRA to the weights of a transformer, at strength 1."""
-    weights = read(path)
+def merge(model: WanTransformer, lora: Mapping[str, Tensor]) -> None:
+    """Adds the pairs that `LowRank.save` wrote to the weights of a transformer, at strength 1."""
     layers = dict(model.named_modules())
-    for name, down in weights.items():
+    for name, down in lora.items():
         if name.endswith(".lora_down.weight"):
             key = name.removesuffix(".lora_down.weight")
-            scale = float(weights[f"{key}.alpha"]) / len(down)
-            delta = scale * weights[f"{key}.lora_up.weight"].float() @ down.float()
+            delta = lora[f"{key}.lora_up.weight"].float() @ down.float()
             layer = layers[key.removeprefix("diffusion_model.")]
             layer.weight += delta.to(layer.weight)
-            if f"{key}.diff_b" in weights:
-                layer.bias += weights[f"{key}.diff_b"].to(layer.bias)
+            if f"{key}.diff_b" in lora:
+                layer.bias += lora[f"{key}.diff_b"].to(layer.bias)

@@ -21,8 +21,13 @@ from ..world import Sheet
 from .data import Pool, Size, draw_clips
 from .loop import Plan, Stage
 
-SIZES = (Size(17, 96, 96), Size(9, 128, 128), Size(17, 96, 96), Size(33, 64, 96))
-LONG = (Size(17, 96, 96), Size(81, 64, 64), Size(9, 128, 128), Size(65, 64, 64))  # for a decoder that keeps its colours
+SIZES = (  # first frames have a way of their own, so they come alone as well; long clips keep their colours only if met
+    Size(17, 96, 96),
+    Size(1, 128, 128),
+    Size(9, 128, 128),
+    Size(17, 96, 96),
+    Size(81, 64, 64),
+)
 PIXELS = 480_000  # of a batch, frames counted
 STEPS = 14_000
 RATE = 2e-3
@@ -115,7 +120,6 @@ def stage(vae: CausalVAE, name: str, pool: Pool, plan: Plan, steps: int = STEPS)
     vae.statistics = Statistics(vae.statistics, plan.device)  # type: ignore[assignment]
     channels = len(vae.statistics.mean)
     cuda = plan.device.type == "cuda"
-    sizes = LONG if name.endswith("_decoder") else SIZES
     fast = torch.bfloat16 if cuda else torch.float32
     for layer in vae.modules() if cuda else ():
         if isinstance(layer, ChannelNorm):
@@ -123,8 +127,8 @@ def stage(vae: CausalVAE, name: str, pool: Pool, plan: Plan, steps: int = STEPS)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         random = plan.generator(step + channels * 10_000_000)
-        size = Size(5, 32, 32) if plan.smoke else sizes[step % len(sizes)]
-        count = 2 if plan.smoke else max(2, PIXELS // (size.frames * size.height * size.width))
+        size = Size(5, 32, 32) if plan.smoke else SIZES[step % len(SIZES)]
+        count = 2 if plan.smoke else max(1, PIXELS // (size.frames * size.height * size.width))
         rows = torch.randint(len(pool), (count,), generator=random, device=plan.device)
         shape = (count, *latent_shape(channels, size, vae.compression))
         openings = draw_openings(count, size.frames, random)
@@ -138,7 +142,8 @@ def stage(vae: CausalVAE, name: str, pool: Pool, plan: Plan, steps: int = STEPS)
         made = vae.unfold(vae.decoder(raw, FrameCache())).float()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         lines = sum(F.l1_loss(*pair) for pair in zip(outlines(made), outlines(clips), strict=True))
-        pixels = F.mse_loss(made, clips) + ABSOLUTE * F.l1_loss(made, clips)
+        errors = (made - clips).square().flatten(1).mean(1)
+        pixels = (errors.square().mean() + 1e-12).sqrt() + ABSOLUTE * F.l1_loss(made, clips)  # the worst clips most
         return pixels + OUTLINES * lines + PRIOR[channels] * divergence
 
     return Stage(name, vae, batch, loss, steps, RATE, MATRIX_RATE, is_matrix, low_precision=True)
@@ -150,6 +155,13 @@ def psnr(vae: CausalVAE, scenes: Sheet, size: Size) -> float:
     clips = draw_clips(scenes, size)
     error = F.mse_loss(decode(vae, encode(vae, clips)), clips) / 4  # of -1..1, so 4 is the peak squared
     return float(-10 * torch.log10(error))
+
+
+@torch.no_grad()
+def worst(vae: CausalVAE, scenes: Sheet, size: Size) -> float:
+    """The same of the clip that is kept worst."""
+    clips = draw_clips(scenes, size)
+    return float(-10 * torch.log10((decode(vae, encode(vae, clips)) - clips).square().flatten(1).mean(1).max() / 4))
 
 
 @torch.no_grad()

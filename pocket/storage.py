@@ -1,0 +1,134 @@
+"""The form in which trained weights are kept: GGUF files, six to eight bits to a weight.
+
+Matrices whose rows are whole super blocks are stored as Q6_K, other large tensors as Q8_0, small ones as BF16. What
+does not fit the format's rows, as convolutions, is stored as one row, with its shape in the metadata
+(`comfy.gguf.orig_shape.NAME`). The file of a transformer is a checkpoint that the pack loads as it is.
+Format: ggml-org/ggml docs/gguf.md; blocks: ggml-quants.c, quantize_row_q8_0_ref and quantize_row_q6_K_ref, whose search
+for the best scales is left out here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..wan_core.weights import gguf
+from ..wan_core.weights.ggml import dequantize
+from ..wan_core.weights.ggml_types import BY_NAME, SUPER, TYPES
+
+SUFFIX = ".gguf"
+LEAST = 512  # elements; smaller tensors are kept as bfloat16
+DOWN, UP = ".low_rank_down", ".low_rank_up"  # factors of a difference, behind the name of the matrix
+SHAPE = "comfy.gguf.orig_shape."
+SPIECE = "spiece_model"  # the tokenizer, bytes in the metadata
+ALIGNMENT = 32
+VERSION = 3
+NUMBERS = {kind.name: number for number, kind in TYPES.items()}
+UINT8, UINT32, INT32, STRING, ARRAY = 0, 4, 5, 8, 9  # kinds of metadata
+
+
+def quantize(weight: Tensor, kind: str) -> Tensor:
+    """Weights -> their blocks as uint8 [bytes]; rows have to be whole blocks."""
+    if kind == "BF16":
+        return weight.to(torch.bfloat16).contiguous().view(torch.uint8).flatten()
+    rows = weight.float().reshape(-1, BY_NAME[kind].elements)
+    return {"Q8_0": _q8_0, "Q6_K": _q6_k}[kind](rows).flatten()
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return values.contiguous().view(torch.uint8).reshape(len(values), -1)
+
+
+def _q8_0(rows: Tensor) -> Tensor:
+    scale = (rows.abs().amax(1, keepdim=True) / 127).half()
+    numbers = (rows / scale.float().clamp(min=1e-12)).round().clamp(-127, 127)
+    return torch.cat([_bytes(scale), _bytes(numbers.to(torch.int8))], 1)
+
+
+def _q6_k(rows: Tensor) -> Tensor:
+    groups = rows.unflatten(1, (16, 16))
+    extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
+    scales = extreme / -32  # the number of largest size is -32, so that is what the largest weight becomes
+    top = scales.gather(1, scales.abs().argmax(1, keepdim=True))
+    whole = (top / -128).half()
+    steps = (scales / torch.where(whole == 0, 1, whole.float())).round().clamp(-128, 127)
+    size = whole.float() * steps
+    numbers = (groups / torch.where(size == 0, 1, size).unsqueeze(2)).round().clamp(-32, 31) + 32
+    numbers = numbers.to(torch.uint8).reshape(-1, 2, 4, 32)
+    first, second, third, fourth = numbers.unbind(2)
+    low = torch.cat([(first & 15) | ((third & 15) << 4), (second & 15) | ((fourth & 15) << 4)], 2)
+    high = (first >> 4) | (second >> 4) << 2 | (third >> 4) << 4 | (fourth >> 4) << 6
+    return torch.cat([low.flatten(1), high.flatten(1), _bytes(steps.to(torch.int8)), _bytes(whole)], 1)
+
+
+def kind_of(weight: Tensor) -> str:
+    """The type that a tensor is stored as."""
+    if weight.ndim < 2 or weight.numel() < LEAST or weight.numel() % 32:
+        return "BF16"
+    return "Q6_K" if weight.ndim == 2 and weight.shape[1] % SUPER == 0 else "Q8_0"
+
+
+def _dimensions(weight: Tensor, kind: str) -> tuple[int, ...]:
+    """The shape that the format can hold: at most four axes, rows of whole blocks."""
+    if kind != "BF16" and (weight.ndim > 2 or weight.shape[-1] % BY_NAME[kind].elements):
+        return (weight.numel(),)
+    return tuple(weight.shape) if weight.ndim <= 4 else (len(weight), math.prod(weight.shape[1:]))
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _array(kind: int, code: str, values: tuple[int, ...] | bytes) -> bytes:
+    return struct.pack(f"<IIQ{len(values)}{code}", ARRAY, kind, len(values), *values)
+
+
+def save(
+    weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None, spiece: bytes = b""
+) -> None:
+    """Writes a GGUF file, first under another name, so that what has the name is whole."""
+    entries = [(_text(key), struct.pack("<I", STRING) + _text(value)) for key, value in (metadata or {}).items()]
+    entries.append((_text("general.architecture"), struct.pack("<I", STRING) + _text("wan")))
+    if spiece:
+        entries.append((_text(SPIECE), _array(UINT8, "B", spiece)))
+    table, data, offset = [], [], 0
+    for name, weight in weights.items():
+        value = weight.detach().cpu()
+        kind = kind_of(value)
+        shape = _dimensions(value, kind)
+        if shape != value.shape:
+            entries.append((_text(SHAPE + name), _array(INT32, "i", tuple(value.shape))))
+        sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        table.append(_text(name) + sizes + struct.pack("<IQ", NUMBERS[kind], offset))
+        raw = quantize(value, kind).numpy().tobytes()
+        data.append(raw + bytes(-len(raw) % ALIGNMENT))
+        offset += len(data[-1])
+    head = b"GGUF" + struct.pack("<IQQ", VERSION, len(table), len(entries))
+    head += b"".join(key + value for key, value in entries) + b"".join(table)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(head + bytes(-len(head) % ALIGNMENT) + b"".join(data))
+    part.replace(path)
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """What `save` wrote, in bfloat16 and in the shapes that it had."""
+    header, raw = gguf.read_header(path), path.read_bytes()
+    found = {}
+    for name, entry in header.tensors.items():
+        shape = gguf.numbers(header, SHAPE + name) if SHAPE + name in header.metadata else entry.shape
+        packed = torch.frombuffer(bytearray(raw[entry.start : entry.start + entry.nbytes]), dtype=torch.uint8)
+        found[name] = dequantize(packed, entry.kind, tuple(map(int, shape)), torch.bfloat16)
+    return found
+
+
+def load_spiece(path: Path) -> bytes:
+    """The tokenizer in a text encoder's file."""
+    return bytes(map(int, gguf.numbers(gguf.read_header(path), SPIECE)))

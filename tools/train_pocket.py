@@ -1,32 +1,41 @@
-"""Trains Pocket Wan: python3 tools/train_pocket.py STAGE...
+"""Trains Pocket Wan: python3 tools/train_pocket.py all
 
-Stages, in order: `text`, `vae21` and `vae22` (text encoder and VAEs); `latents_a`, `latents_b`, `latents_i2v` and
-`latents_5b` (clips to train on, encoded); `t2v_high`, `t2v_low`, `i2v_high`, `i2v_low`, `ti2v` (the transformers),
-and beside them `vae21_decoder` and `vae22_decoder` (more steps of a decoder); `lora_high` and `lora_low` (the 4-step
-LoRAs of the text-to-video pair), `style_high` and `style_low` (a look) and `slow_high` (a 4-step LoRA that slows
-motion down); `judge_t2v`, `judge_4steps`, `judge_i2v`, `judge_ti2v` (the report). Each reads what
-the stages before it wrote and goes on from its own weights where there are some already; stages of one group can run
-side by side. A stage that does not end within --minutes keeps its state in --state and goes on from there when it is
-run again. --smoke runs a few steps of each on any machine.
+trains the whole family and writes its report, stage by stage, in the order of pocket/training/schedule.py; --device
+cuda:0,cuda:1 spreads the stages over two GPUs. Stages can also be run by name: each reads what the stages that it needs
+wrote into --out and --state. What does not end within --minutes keeps its state in --state, and goes on from there when
+the same is run again. --smoke runs a few steps of each stage on any machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from pack import import_pack
 from safetensors.torch import load_file, save_file
 
 import_pack()
 from wancore.pocket import family, models, storage  # noqa: E402
-from wancore.pocket.training import data, distill, flow, looks, report, sampling, sound_stages, text, vae  # noqa: E402
-from wancore.pocket.training.loop import Plan, train  # noqa: E402
+from wancore.pocket.training import (  # noqa: E402
+    data,
+    distill,
+    flow,
+    looks,
+    report,
+    sampling,
+    schedule,
+    sound_stages,
+    text,
+    vae,
+)
+from wancore.pocket.training.loop import Plan, StoppedError, train  # noqa: E402
 from wancore.pocket.training.low_rank import Adapted, LowRank, merge  # noqa: E402
+from wancore.pocket.training.schedule import STOPPED  # noqa: E402
 from wancore.wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B, Task  # noqa: E402
 from wancore.wan_core.text.tokenizer import Tokenizer  # noqa: E402
 
@@ -68,48 +77,35 @@ def draw_pool(name: str, plan: Plan, *, spiece: bytes | None = None) -> data.Poo
     return data.draw_pool(200 if plan.smoke else SCENES[name], plan.seed, plan.device, tokenizer=spiece)
 
 
-def start(model: models.Model, member: family.Member, plan: Plan) -> models.Model:
-    """The model on its device, with the weights of an earlier training where there are some."""
-    if models.weights_file(member, plan.out).is_file():
-        models.load_weights(model, member, plan.out)
-    return model.to(plan.device)
-
-
 def train_text(plan: Plan) -> None:
     """Vocabulary and text encoder."""
     spiece = text.make_tokenizer(plan.seed, family.VOCABULARY)
     tokenizer = Tokenizer.from_tensor(spiece)
     scenes = draw_pool("text", plan, spiece=spiece.numpy().tobytes())
     reader = text.Reader(models.new_text_encoder()).to(plan.device)
-    if not train(text.stage(reader, scenes, tokenizer, plan), plan):
-        return
-    models.round_to_bfloat16(reader.encoder)
+    train(text.stage(reader, scenes, tokenizer, plan), plan)
     right = text.accuracy(reader, tokenizer, plan)
     pieces = len(tokenizer.vocabulary())
     print(f"text: {pieces} pieces; {100 * right:.2f} % read right from held-out prompts", flush=True)
+    report.keep("text", {"text": {"attributes read from held-out prompts": right}}, plan.state, plan.out)
     models.save_weights(reader.encoder, family.TEXT_ENCODER, plan.out, spiece=spiece.numpy().tobytes())
 
 
 def train_vae(name: str, plan: Plan) -> None:
-    """One of the VAEs; of NAME_decoder only the decoder, while transformers are trained on its latents."""
+    """One of the VAEs."""
     scenes = draw_pool("vae", plan)
     held_out = data.draw_pool(data.BLOCK, plan.seed + 1, plan.device, held_out=True).scenes
-    member = VAES[name.removesuffix("_decoder")]
-    model = start(models.new_vae(member), member, plan)
-    if name.endswith("_decoder"):
-        model.encoder.requires_grad_(False)
-        model.conv1.requires_grad_(False)
-    if not train(vae.stage(model, name, scenes, plan), plan):
-        return
-    models.round_to_bfloat16(model)
-    models.save_weights(model, member, plan.out)
+    model = models.new_vae(VAES[name]).to(plan.device)
+    train(vae.stage(model, scenes, plan), plan)
+    path = models.save_weights(model, VAES[name], plan.out)
+    models.load_weights(model, VAES[name], plan.out)
     rows = held_out.rows(torch.arange(2 if plan.smoke else 64, device=plan.device))
+    found = {}
     for size in vae.SIZES[:1] if plan.smoke else dict.fromkeys(vae.SIZES):
-        print(f"{name}: {vae.psnr(model, rows, size):.2f} dB on held-out clips, {size}", flush=True)
-    single = vae.worst(model, rows, replace(vae.SIZES[0], frames=1))
-    print(f"{name}: {single:.2f} dB on the worst single picture", flush=True)
+        found[f"{size}, mean dB"], found[f"{size}, worst dB"] = vae.psnr(model, rows, size)
+    report.keep(name, {name: found}, plan.state, plan.out)
     spread = ", ".join(f"{value:.2f}" for value in vae.spread(model, rows, vae.SIZES[0]).sort().values.tolist())
-    print(f"{name}: deviations of the latents: {spread}", flush=True)
+    print(f"{name}: {path.stat().st_size} bytes; {found}; deviations of the latents: {spread}", flush=True)
 
 
 def encode_clips(name: str, plan: Plan) -> None:
@@ -152,8 +148,7 @@ def train_transformer(name: str, plan: Plan) -> None:
     elif (trunk := plan.state / f"{TRUNK}.safetensors").is_file():
         flow.begin_from(model, load_file(trunk))
     model.to(plan.device)
-    if not train(flow.stage(recipe, model, encoder, negative, latents, plan), plan):
-        return
+    train(flow.stage(recipe, model, encoder, negative, latents, plan), plan)
     if isinstance(model, Adapted):
         models.save_stored(model.stored(), member, plan.out)
     elif name == TRUNK:
@@ -180,8 +175,8 @@ def train_lora(name: str, plan: Plan) -> None:
     model = trained.high if expert == "high" else trained.low
     torch.manual_seed(plan.seed)
     pairs = LowRank(model, LORAS[name].rank).to(plan.device)
-    if train(distill.stage(name, model, pairs, expert, segments, plan), plan):
-        pairs.save(models.weights_file_of(name, plan.out))
+    train(distill.stage(name, model, pairs, expert, segments, plan), plan)
+    pairs.save(models.weights_file_of(name, plan.out))
 
 
 def train_style(name: str, plan: Plan) -> None:
@@ -194,8 +189,8 @@ def train_style(name: str, plan: Plan) -> None:
     model = trained.high if expert == "high" else trained.low
     torch.manual_seed(plan.seed)
     pairs = LowRank(model, LORAS[name].rank, biases=False).to(plan.device)
-    if train(flow.stage(looks.recipe(expert), model, trained.encoder, negative, encoded, plan, pairs), plan):
-        pairs.save(models.weights_file_of(name, plan.out))
+    train(flow.stage(looks.recipe(expert), model, trained.encoder, negative, encoded, plan, pairs), plan)
+    pairs.save(models.weights_file_of(name, plan.out))
 
 
 def judge(name: str, plan: Plan) -> None:
@@ -214,8 +209,9 @@ def judge(name: str, plan: Plan) -> None:
     runs = {"": (settings, clips)}
     if name == "judge_ti2v":
         runs[" from text"] = (settings, None)
-    if name == "judge_t2v" and not plan.smoke:
+    if name == "judge_t2v":
         runs[" of shift 5"] = (replace(settings, shift=5.0), None)
+        runs[" without guidance"] = (replace(settings, guidance=1.0), None)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for run, (chosen, pictures) in runs.items():
         found = result[short + run] = {}
@@ -230,37 +226,66 @@ def judge(name: str, plan: Plan) -> None:
             if seed == 0:
                 suffix = "" if short + run == "t2v" else "_" + (short + run).replace(" ", "_")
                 report.contact_sheet(prompts, made, plan.out / f"contact{suffix}.jpg")
-    path = plan.out / "report.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(before | result, indent=1) + "\n")
+    report.keep(name, result, plan.state, plan.out)
+
+
+def judge_world(plan: Plan) -> None:
+    """Adds the judge itself to the report: on clips straight from the generator, and with the prompts exchanged."""
+    found = {}
+    for seed in range(plan.seeds):
+        prompts = report.held_out_prompts(seed, 2 if plan.smoke else report.PROMPTS)
+        drawn = report.draw(prompts, JUDGED["t2v"], torch.device("cpu")).permute(0, 2, 3, 4, 1) / 2 + 0.5
+        exchanged = [prompts[k] for k in np.random.default_rng(seed).permutation(len(prompts))]
+        found[f"seed {seed}"] = report.score(prompts, drawn)
+        found[f"seed {seed}, prompts exchanged"] = report.score(exchanged, drawn)
+    report.keep("judge_world", {"generator": found}, plan.state, plan.out)
 
 
 DISTILLED = ("lora_high", "lora_low", family.SLOW.short)
 STAGES = {"text": train_text}
-STAGES |= {name: lambda plan, name=name: train_vae(name, plan) for base in VAES for name in (base, f"{base}_decoder")}
+STAGES |= {name: lambda plan, name=name: train_vae(name, plan) for name in VAES}
 STAGES |= {name: lambda plan, name=name: encode_clips(name, plan) for name in LATENTS}
 STAGES |= {name: lambda plan, name=name: train_transformer(name, plan) for name in TRANSFORMERS}
-STAGES |= {
-    name: lambda plan, name=name: train_lora(name, plan) for name in ("lora_high", "lora_low", family.SLOW.short)
-}
+STAGES |= {name: lambda plan, name=name: train_lora(name, plan) for name in DISTILLED}
 STAGES |= {lora.short: lambda plan, name=lora.short: train_style(name, plan) for lora in family.STYLES}
 STAGES |= sound_stages.STAGES
 JUDGES = ("judge_t2v", "judge_4steps", "judge_i2v", "judge_ti2v")
 STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGES}
+STAGES["judge_world"] = judge_world
+ALL = "all"
+
+
+def run_all(args: argparse.Namespace) -> bool:
+    """The whole schedule, on the devices; True when all of it is done."""
+    began = time.monotonic()
+
+    def command(stage: str, device: str, minutes: float) -> list[str]:
+        fixed = [sys.executable, __file__, stage, "--device", device, "--minutes", f"{minutes:.3f}"]
+        more = ["--smoke"] if args.smoke else []
+        seeds = ["--seed", str(args.seed), "--seeds", str(args.seeds)]
+        return [*fixed, "--out", str(args.out), "--state", str(args.state), *seeds, *more]
+
+    done = schedule.run(command, args.device.split(","), args.state, began + 60 * args.minutes)
+    print(
+        f"all: {'done' if done else 'not done yet, run again to go on'}; {time.monotonic() - began:.0f} s", flush=True
+    )
+    return done
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=STAGES, metavar="STAGE")
+    parser.add_argument("stages", nargs="+", choices=[ALL, *STAGES], metavar="STAGE")
     parser.add_argument("--out", type=Path, default=models.WEIGHTS, help="folder of the trained weights")
     parser.add_argument("--state", type=Path, default=Path("train_pocket"), help="folder of unfinished stages")
-    parser.add_argument("--minutes", type=float, default=8.5, help="stop a stage after so long")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=8.5, help="stop after so long; run again to go on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of all: one, or two")
     parser.add_argument("--seed", type=int, default=22)
     parser.add_argument("--seeds", type=int, default=3, help="noises to judge each prompt with")
     parser.add_argument("--fit", action="store_true", help="end within --minutes, with fewer steps if need be")
     parser.add_argument("--smoke", action="store_true", help="a few steps on small batches: does it run")
     args = parser.parse_args()
+    if args.stages == [ALL]:
+        sys.exit(0 if run_all(args) else STOPPED)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     deadline = time.monotonic() + 60 * args.minutes
@@ -268,7 +293,11 @@ def main() -> None:
         torch.manual_seed(args.seed)
         began = time.monotonic()
         device = torch.device(args.device)
-        STAGES[stage](Plan(args.out, args.state, device, args.seed, deadline, args.fit, args.smoke, args.seeds))
+        try:
+            STAGES[stage](Plan(args.out, args.state, device, args.seed, deadline, args.fit, args.smoke, args.seeds))
+        except StoppedError as stopped:
+            print(stopped, flush=True)
+            sys.exit(STOPPED)
         print(f"{stage}: {time.monotonic() - began:.0f} s", flush=True)
 
 

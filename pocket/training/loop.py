@@ -23,6 +23,10 @@ DECAY = 0.02  # last learning rate, as a share of the highest
 REPORT_EVERY = 200  # steps
 
 
+class StoppedError(Exception):
+    """A stage whose time was up before its last step."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one stage of training gets."""
@@ -116,8 +120,12 @@ class Steps:
         return graph, inputs, loss
 
 
-def train(stage: Stage, plan: Plan) -> bool:
-    """Trains to the end or the deadline; True at the end, when the model holds its averaged weights."""
+def train(stage: Stage, plan: Plan) -> None:
+    """Trains to the end, when the model holds its averaged weights.
+
+    Raises:
+        StoppedError: the deadline came first; the state is kept.
+    """
     steps = 3 if plan.smoke else stage.steps
     weights = Weights(
         stage.model,
@@ -142,10 +150,8 @@ def train(stage: Stage, plan: Plan) -> bool:
             print(f"{stage.name}: step {step + 1}/{steps} loss {mean:.5f} {1000 * pace:.1f} ms/step", flush=True)
             if not plan.fit and time.monotonic() > plan.deadline and step + 1 < steps:
                 _keep(stage, plan, weights, step + 1)
-                print(f"{stage.name}: stopped by the clock; run again to go on", flush=True)
-                return False
+                raise StoppedError(f"{stage.name}: stopped by the clock; run again to go on")
     weights.finish()
-    return True
 
 
 def _file(stage: Stage, plan: Plan, name: str) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def first_frame(pictures: Tensor, clips: Tensor) -> dict[str, float]:
     """How near the first frames of clips [N, F, H, W, 3] are to the given pictures [N, H, W, 3], in dB."""
     found = [psnr(picture.numpy(), clip[0].numpy()) for picture, clip in zip(pictures, clips, strict=True)]
     return {"first frame, mean dB": float(np.mean(found)), "first frame, worst dB": float(np.min(found))}
+
+
+def keep(part: str, rows: Mapping[str, object], state: Path, out: Path) -> None:
+    """Adds one part to the report. Parts are kept apart too, so that stages can end at the same time."""
+    folder = state / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{part}.json").write_text(json.dumps(rows))
+    out.mkdir(parents=True, exist_ok=True)
+    joined = {}
+    for file in sorted(folder.glob("*.json")):
+        joined |= json.loads(file.read_text())
+    (out / "report.json").write_text(json.dumps(joined, indent=1) + "\n")
 
 
 def contact_sheet(prompts: Sequence[Prompt], clips: Tensor, path: Path, *, count: int = 16, frames: int = 5) -> None:

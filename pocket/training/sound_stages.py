@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import torch
@@ -11,27 +10,19 @@ from ...wan_core.tasks import S2V_14B
 from .. import family, models
 from . import hearing, sampling, sound, sound_report
 from .loop import Plan, train
-from .report import PROMPTS
+from .report import PROMPTS, keep
 from .text import negative_ids
 
 VOICES, SCENES = 6_000, 8_000
-
-
-def begun(model: models.Model, member: family.Member, plan: Plan) -> models.Model:
-    """The model on its device, with the weights of an earlier training where there are some."""
-    if models.weights_file(member, plan.out).is_file():
-        models.load_weights(model, member, plan.out)
-    return model.to(plan.device)
 
 
 def train_voice(plan: Plan) -> None:
     """The audio encoder."""
     voices = sound.draw_voices(50 if plan.smoke else VOICES, plan.seed, plan.device)
     held_out = sound.draw_voices(4 if plan.smoke else 64, plan.seed + 1, plan.device, held_out=True)
-    ears = begun(hearing.Ears(), family.AUDIO_ENCODER, plan)
+    ears = hearing.Ears().to(plan.device)
     listener = hearing.Listener(ears).to(plan.device)
-    if not train(hearing.stage(listener, voices, plan), plan):
-        return
+    train(hearing.stage(listener, voices, plan), plan)
     models.round_to_bfloat16(ears)
     loud, vowel = hearing.accuracy(listener, held_out, plan)
     print(f"voice: loudness of held-out voices at a correlation of {loud:.4f}, {100 * vowel:.1f} % of the vowels")
@@ -62,9 +53,9 @@ def train_s2v(plan: Plan) -> None:
     latents = sound.load_latents(plan.state / "latents_s2v.safetensors", plan.device)
     negative = negative_ids(models.load_tokenizer(plan.out), plan.device)
     torch.manual_seed(plan.seed)
-    model = begun(sound.new_model(), family.S2V, plan)
-    if train(sound.stage(model, encoder, negative, latents, plan), plan):
-        models.save_weights(model, family.S2V, plan.out)
+    model = sound.new_model().to(plan.device)
+    train(sound.stage(model, encoder, negative, latents, plan), plan)
+    models.save_weights(model, family.S2V, plan.out)
 
 
 def judge_s2v(plan: Plan) -> None:
@@ -76,15 +67,13 @@ def judge_s2v(plan: Plan) -> None:
     placed = [part.to(plan.device).requires_grad_(False) for part in (encoder, autoencoder)]
     trained = sampling.Family(S2V_14B, models.load_tokenizer(plan.out), *placed, model, model)
     settings, found = sampling.Settings(steps=2 if plan.smoke else 20), {}
-    for seed in range(3):
+    for seed in range(plan.seeds):
         clips = sound_report.film(trained, load_ears(plan), parts, settings, seed)
         found[f"seed {seed}"] = sound_report.scored(parts, clips)
         print(f"judge: s2v, seed {seed}: {found[f'seed {seed}']}", flush=True)
         if seed == 0:
             sound_report.contact_sheet(parts, clips, plan.out / "contact_s2v.jpg")
-    path = plan.out / "report.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(before | {"s2v": found}, indent=1) + "\n")
+    keep("judge_s2v", {"s2v": found}, plan.state, plan.out)
 
 
 STAGES = {"voice": train_voice, "latents_s2v": encode_speakers, "s2v": train_s2v, "judge_s2v": judge_s2v}

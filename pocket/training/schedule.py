@@ -1,0 +1,142 @@
+"""The order in which the family is trained, and the run of all of it: stages side by side, each a process of its own.
+
+A stage starts when what it needs is done. Models this small leave most of a GPU idle, so several share one; with two
+GPUs the second takes the stages of lane 1. What is done is kept in a file, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STOPPED = 75  # exit status of a stage that the clock stopped and that goes on when it is run again
+PACE = 0.5  # seconds between looks at the running stages
+EXPERTS = ("t2v_high", "t2v_low")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stage: what has to be done before, and which of two GPUs it runs on."""
+
+    needs: tuple[str, ...] = ()
+    lane: int = 0
+
+
+SCHEDULE: dict[str, Part] = {
+    "vae21": Part(),
+    "text": Part(),
+    "vae22": Part(lane=1),
+    "latents_a": Part(("text", "vae21")),
+    "latents_b": Part(("text", "vae21")),
+    "t2v_both": Part(("latents_a", "latents_b")),
+    "t2v_high": Part(("t2v_both",)),
+    "t2v_low": Part(("t2v_both",)),
+    "latents_5b": Part(("text", "vae22"), lane=1),
+    "ti2v": Part(("latents_5b", "t2v_both"), lane=1),
+    "latents_i2v": Part(("text", "vae21")),
+    "i2v_high": Part(("latents_i2v", "t2v_high")),
+    "i2v_low": Part(("latents_i2v", "t2v_low")),
+    "lora_high": Part(EXPERTS),
+    "lora_low": Part(EXPERTS),
+    "style_high": Part(EXPERTS, lane=1),
+    "style_low": Part(EXPERTS, lane=1),
+    "slow_high": Part(EXPERTS, lane=1),
+    "voice": Part(lane=1),
+    "latents_s2v": Part(("text", "vae21", "voice"), lane=1),
+    "s2v": Part(("latents_s2v",), lane=1),
+    "judge_world": Part(),
+    "judge_t2v": Part(EXPERTS),
+    "judge_4steps": Part(("lora_high", "lora_low")),
+    "judge_i2v": Part(("i2v_high", "i2v_low")),
+    "judge_ti2v": Part(("ti2v",), lane=1),
+    "judge_s2v": Part(("s2v",), lane=1),
+}
+
+
+@dataclass
+class Record:
+    """What is done, and how many seconds each GPU was at work; kept in a file."""
+
+    path: Path
+    done: dict[str, float] = field(default_factory=dict)  # stage: its seconds
+    busy: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record of the runs before, or an empty one."""
+        return cls(path, **json.loads(path.read_text())) if path.is_file() else cls(path)
+
+    def keep(self) -> None:
+        """Writes it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps({"done": self.done, "busy": self.busy}, indent=1) + "\n")
+
+
+def ready(schedule: Mapping[str, Part], done: Mapping[str, float], running: Sequence[str]) -> list[str]:
+    """The stages that can start now."""
+    return [
+        name
+        for name, part in schedule.items()
+        if name not in done and name not in running and all(need in done for need in part.needs)
+    ]
+
+
+def run(
+    command: Callable[[str, str, float], list[str]],
+    devices: Sequence[str],
+    state: Path,
+    deadline: float,
+    schedule: Mapping[str, Part] = SCHEDULE,
+) -> bool:
+    """Runs what is left of the schedule; True when all of it is done.
+
+    `command(stage, device, minutes)` is the command line of one stage, which ends within the minutes whether it is done
+    or not: then with the exit status STOPPED. After a stage that failed no other one is started.
+    """
+    record = Record.read(state / "schedule.json")
+    running: dict[str, tuple[subprocess.Popen[str], float]] = {}
+    stopped: set[str] = set()
+    last = time.monotonic()
+    while True:
+        now = time.monotonic()
+        if now < deadline and not stopped:
+            for name in ready(schedule, record.done, tuple(running)):
+                device = devices[schedule[name].lane % len(devices)]
+                running[name] = _start(name, command(name, device, (deadline - now) / 60)), now
+        if not running:
+            return len(record.done) == len(schedule)
+        time.sleep(PACE)
+        now = time.monotonic()
+        for lane in {schedule[name].lane % len(devices) for name in running}:
+            record.busy[lane] += now - last
+        last = now
+        for name, (process, began) in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[name]
+            if process.returncode == 0:
+                record.done[name] = round(now - began, 1)
+            else:
+                stopped.add(name)
+                print(f"{name}: {'not done yet' if process.returncode == STOPPED else 'failed'}", flush=True)
+            record.keep()
+
+
+def _start(name: str, command: list[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    threading.Thread(target=_tell, args=(name, process), daemon=True).start()
+    return process
+
+
+def _tell(name: str, process: subprocess.Popen[str]) -> None:
+    """Prints what a stage says, behind its name where it does not name itself."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        sys.stdout.write(line if line.startswith(name) else f"{name}: {line}")
+        sys.stdout.flush()

@@ -17,7 +17,8 @@ import torch
 from pack import import_pack
 
 import_pack()
-from wancore.nodes.bridge import sampling  # noqa: E402
+from wancore.nodes.bridge import clip_run, sampling  # noqa: E402
+from wancore.nodes.bridge.audio_encoder import load_audio_encoder  # noqa: E402
 from wancore.nodes.bridge.decode import decode_clips  # noqa: E402
 from wancore.nodes.bridge.latents import empty_latent, grid_of  # noqa: E402
 from wancore.nodes.bridge.lora import apply_lora  # noqa: E402
@@ -25,12 +26,15 @@ from wancore.nodes.bridge.model import load_model  # noqa: E402
 from wancore.nodes.bridge.text_encoder import load_text_encoder  # noqa: E402
 from wancore.nodes.bridge.vae import load_vae  # noqa: E402
 from wancore.nodes.images import WanCoreImageToVideo  # noqa: E402
+from wancore.nodes.sound import WanCoreSoundToVideo  # noqa: E402
 from wancore.nodes.text import encode  # noqa: E402
+from wancore.wan_core.audio.clips import CLIP_FRAMES  # noqa: E402
 from wancore.wan_core.geometry import CUSTOM  # noqa: E402
-from wancore.wan_core.prompts import NEGATIVE  # noqa: E402
+from wancore.wan_core.prompts import NEGATIVE, NEGATIVE_S2V  # noqa: E402
 from wancore.wan_core.sampling.presets import Settings  # noqa: E402
 
 BATCH = 16  # prompts that are sampled at once
+NODE = SimpleNamespace(hidden=SimpleNamespace(unique_id=None))  # stands in for a node's class, of no graph
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,36 @@ class Studio:
                 clips.append(self._batch(texts[part], settings, size, frames, seed + start, negative, given))
         return np.concatenate(clips)
 
+    def sing(
+        self,
+        text: str,
+        picture: np.ndarray,
+        sound: np.ndarray,
+        rate: int,
+        audio_encoder: Path,
+        settings: Settings,
+        *,
+        size: tuple[int, int] = (64, 64),
+        clip_frames: int = CLIP_FRAMES,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """The clip [F, H, W, 3] in 0..1 of a picture [H, W, 3] that follows a sound [N], as long as that."""
+        with torch.inference_mode():
+            ears = load_audio_encoder(audio_encoder)
+            audio = {"waveform": torch.from_numpy(sound)[None, None], "sample_rate": rate}
+            given = torch.from_numpy(np.ascontiguousarray(picture)).float()[None]
+            prompts = encode(self.clip, text), encode(self.clip, NEGATIVE_S2V)
+            made = WanCoreSoundToVideo.execute.__func__(
+                NODE, *prompts, self.vae, ears, audio, given, CUSTOM, 0.0, clip_frames, *size
+            )
+            positive, negative, latent, _ = made.result
+            run = sampling.Run(seed)
+            plan = sampling.plan(sampling.Pair.of(self.high, self.low), settings, run)
+            sampled, _ = clip_run.sample(plan, positive, negative, latent, run, None)
+            _, images = decode_clips(sampled, self.vae, None, with_images=True)
+        assert images is not None
+        return images.numpy()
+
     def _batch(
         self,
         texts: Sequence[str],
@@ -108,9 +142,8 @@ class Studio:
         """Conditioning and latent of one clip, as the nodes for text or for pictures make them."""
         if picture is None:
             return positive, negative, empty_latent(grid_of(self.vae), size, frames, 1)
-        node = SimpleNamespace(hidden=SimpleNamespace(unique_id=None))
         made = WanCoreImageToVideo.execute.__func__(
-            node, positive, negative, self.vae, CUSTOM, 0.0, frames, 1, *size, start_image=picture
+            NODE, positive, negative, self.vae, CUSTOM, 0.0, frames, 1, *size, start_image=picture
         )
         return made.result
 

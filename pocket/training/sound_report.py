@@ -15,7 +15,7 @@ from torch import Tensor
 from ...wan_core.adapters.s2v import MOTION_FRAMES
 from ...wan_core.audio.clips import LEAD_IN
 from ...wan_core.audio.conditioning import SoundInputs, sound_conditioning
-from ...wan_core.prompts import NEGATIVE
+from ...wan_core.prompts import NEGATIVE_S2V
 from ...wan_core.tasks import S2V_14B
 from ..judge import follows, judge, openings_of, psnr, regions
 from ..speakers import draw_speaker, speaker_caption
@@ -68,7 +68,9 @@ def picture(part: Part, side: int = SIDE) -> np.ndarray:
 def film(family: Family, ears: Ears, parts: Sequence[Part], settings: Settings, seed: int) -> Tensor:
     """Two clips for each part, the second one from the end of the first -> [B, F, H, W, 3] in 0..1, on the CPU."""
     device = next(family.high.parameters()).device
-    text, blank = (family.context(words, device) for words in ([part.text for part in parts], [NEGATIVE] * len(parts)))
+    text, blank = (
+        family.context(words, device) for words in ([part.text for part in parts], [NEGATIVE_S2V] * len(parts))
+    )
     sound = led_in(torch.from_numpy(np.stack([part.sound for part in parts])).to(device))
     heard = features(ears, sound, FRAMES + LEAD_IN)[:, torch.tensor(layers_heard(), device=device)]
     still = torch.from_numpy(np.stack([picture(part) for part in parts])).to(device)

@@ -6,20 +6,20 @@ import time
 
 import torch
 
+from ...wan_core.prompts import NEGATIVE_S2V
 from ...wan_core.tasks import S2V_14B
 from .. import family, models
-from . import hearing, sampling, sound, sound_report
+from . import hearing, sampling, sound, sound_clips, sound_model, sound_report
 from .loop import Plan, train
 from .report import PROMPTS, keep
-from .text import negative_ids
 
 VOICES, SCENES = 6_000, 8_000
 
 
 def train_voice(plan: Plan) -> None:
     """The audio encoder."""
-    voices = sound.draw_voices(50 if plan.smoke else VOICES, plan.seed, plan.device)
-    held_out = sound.draw_voices(4 if plan.smoke else 64, plan.seed + 1, plan.device, held_out=True)
+    voices = sound_clips.draw_voices(50 if plan.smoke else VOICES, plan.seed, plan.device)
+    held_out = sound_clips.draw_voices(4 if plan.smoke else 64, plan.seed + 1, plan.device, held_out=True)
     ears = hearing.Ears().to(plan.device)
     listener = hearing.Listener(ears).to(plan.device)
     train(hearing.stage(listener, voices, plan), plan)
@@ -36,13 +36,13 @@ def load_ears(plan: Plan) -> hearing.Ears:
 
 def encode_speakers(plan: Plan) -> None:
     """Draws and encodes clips with sound."""
-    scenes = sound.draw_speakers(
+    scenes = sound_clips.draw_speakers(
         500 if plan.smoke else SCENES, plan.seed * 10 + 4, plan.device, models.load_spiece(plan.out)
     )
     model = models.load_weights(models.new_vae(), family.VAE, plan.out).to(plan.device).requires_grad_(False)
     began = time.monotonic()
-    latents = sound.encode_speakers(model, load_ears(plan), scenes, plan)
-    sound.save_latents(latents, plan.state / "latents_s2v.safetensors")
+    latents = sound_clips.encode_speakers(model, load_ears(plan), scenes, plan)
+    sound_clips.save_latents(latents, plan.state / "latents_s2v.safetensors")
     print(f"latents_s2v: {len(scenes)} clips encoded in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -50,10 +50,10 @@ def train_s2v(plan: Plan) -> None:
     """The transformer that takes sound."""
     encoder = models.load_weights(models.new_text_encoder(), family.TEXT_ENCODER, plan.out)
     encoder.to(plan.device).requires_grad_(False)
-    latents = sound.load_latents(plan.state / "latents_s2v.safetensors", plan.device)
-    negative = negative_ids(models.load_tokenizer(plan.out), plan.device)
+    latents = sound_clips.load_latents(plan.state / "latents_s2v.safetensors", plan.device)
+    negative = torch.tensor(models.load_tokenizer(plan.out).encode(NEGATIVE_S2V), device=plan.device)
     torch.manual_seed(plan.seed)
-    model = sound.new_model().to(plan.device)
+    model = sound_model.new_model().to(plan.device)
     train(sound.stage(model, encoder, negative, latents, plan), plan)
     models.save_weights(model, family.S2V, plan.out)
 
@@ -61,7 +61,7 @@ def train_s2v(plan: Plan) -> None:
 def judge_s2v(plan: Plan) -> None:
     """Adds S2V to report.json and writes its contact sheet."""
     parts = sound_report.held_out_parts(count=2 if plan.smoke else PROMPTS)
-    model = models.load_weights(sound.new_model(), family.S2V, plan.out).to(plan.device).requires_grad_(False)
+    model = models.load_weights(sound_model.new_model(), family.S2V, plan.out).to(plan.device).requires_grad_(False)
     encoder = models.load_weights(models.new_text_encoder(), family.TEXT_ENCODER, plan.out)
     autoencoder = models.load_weights(models.new_vae(), family.VAE, plan.out)
     placed = [part.to(plan.device).requires_grad_(False) for part in (encoder, autoencoder)]

@@ -16,7 +16,7 @@ from make_pocket import write
 from wancore.nodes.bridge.audio_encoder import load_audio_encoder, sound_features
 from wancore.pocket import family, models, speakers, voice
 from wancore.pocket.judge import correlation, judge, openings_of, regions
-from wancore.pocket.training import hearing, sound
+from wancore.pocket.training import hearing, sound_model
 from wancore.pocket.training.blocks import TEXT_ROWS, training_hooks
 from wancore.pocket.training.sound_report import held_out_parts, true_clip
 from wancore.wan_core.audio.buckets import FRAME_RATE, buckets
@@ -86,12 +86,15 @@ def test_ears_hear_as_the_audio_encoder_does(tmp_path: Path):
 def test_training_hears_and_remembers_as_the_model_does(going_on: bool):
     """The trained form of S2V against the whole model of its completed weights, in float32."""
     torch.manual_seed(1)
-    trained, whole = sound.new_model().requires_grad_(False), models.new_transformer(family.S2V).requires_grad_(False)
+    trained, whole = (
+        sound_model.new_model().requires_grad_(False),
+        models.new_transformer(family.S2V).requires_grad_(False),
+    )
     for parameter in trained.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
     whole.load_state_dict(models.completed(family.S2V, trained.state_dict()))
     hooks = training_hooks(trained, torch.device("cpu"))
-    sound.lighten(trained, torch.device("cpu"))
+    sound_model.lighten(trained, torch.device("cpu"))
     config, frames = whole.config, 3
     video = torch.randn(2, 16, frames, 8, 16)
     text = torch.zeros(2, TEXT_ROWS, family.TEXT_DIM)

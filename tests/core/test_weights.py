@@ -185,6 +185,39 @@ def test_a_pickle_is_never_opened(tmp_path):
     assert not mark.exists()
 
 
+PICKLES = {  # official files and others' in the shapes that people have them: the file to take
+    "Wan2.1-T2V-14B/Wan2.1_VAE.pth": "wan_2.1_vae.safetensors",
+    "vae/Wan2_1_VAE_bf16.pth": "wan_2.1_vae.safetensors",
+    "Wan2.2-TI2V-5B/Wan2.2_VAE.pth": "wan2.2_vae.safetensors",
+    "lightx2v/lightvaew2_1.pth": "wan_2.1_vae.safetensors",
+    "vae_approx/taew2_1.pth": "taew2_1.safetensors",
+    "Wan2.2-T2V-A14B/models_t5_umt5-xxl-enc-bf16.pth": "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    "text_encoders/pytorch_model.bin": "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    "I2V/models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth": "clip_vision_h.safetensors",
+    "wav2vec2-large-xlsr-53-english/pytorch_model.bin": "wav2vec2_large_english_fp16.safetensors",
+    "Wan2.2-Animate-14B/relighting_lora.ckpt": "WanAnimate_relight_lora_fp16.safetensors",
+    "loras/Wan2.2-T2V-Lightning-4steps-lora-low_noise.pt": "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors",
+    "loras/wan22_i2v_high_lightx2v_lora.bin": "wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors",
+    "loras/my_style.ckpt": "my_style.safetensors",
+    "models/wan2.2_t2v_low_noise_14B.pth": "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
+    "models/wan22-i2v-a14b-high-noise.ckpt": "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors",
+    "models/Wan2.2-TI2V-5B.pt": "wan2.2_ti2v_5B_fp16.safetensors",
+    "models/wan_s2v.pth": "wan2.2_s2v_14B_fp8_scaled.safetensors",
+    "models/self_forcing_dmd.pt": "self_forcing_dmd.safetensors",
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_pickle_is_refused_with_the_file_to_take(name, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir()
+    for start in (b"\x80\x02", b"PK\x03\x04"):
+        path.write_bytes(start + b"\0" * 100)
+        with pytest.raises(WeightsFileError) as caught:
+            inspect(path)
+        assert f"Take {PICKLES[name]} " in caught.value.remedy and str(path) in caught.value.where
+
+
 def test_what_is_no_file_at_all(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     places = [tmp_path, tmp_path / "nothing", tmp_path / "dangling", tmp_path / "nothing" / "x"]

@@ -15,12 +15,12 @@ from pathlib import Path, PurePath
 from ..errors import WeightsFileError
 from .gguf import read_gguf
 from .header import DOWNLOAD_AGAIN, LENGTH_BYTES, Header, TensorEntry, read_safetensors
+from .published import instead_of
 
 PEEK = 512  # bytes
 INDEX = ".safetensors.index.json"
 MAX_SHARDS = 1000
 FORMAT_LIMIT = 100_000_000  # bytes; longest header that the safetensors library writes
-SAFETENSORS_INSTEAD = "Take the .safetensors file of the same model; this pack opens no pickle and no archive"
 THE_FILE_ITSELF = "Download the file itself (its download button or 'resolve' link), not the page that shows it"
 
 SIGNATURES: tuple[tuple[str, tuple[bytes, ...]], ...] = (
@@ -31,16 +31,16 @@ SIGNATURES: tuple[tuple[str, tuple[bytes, ...]], ...] = (
     ("lfs", (b"version https://git-lfs",)),
 )
 
-REFUSALS: dict[str, tuple[str, str]] = {  # container: (what it is, what to do)
+REFUSALS: dict[str, tuple[str, str]] = {  # container: (what it is, what to do; "": published.py knows the file)
     "missing": ("nothing under this name", "Check the name and the folder"),
     "special": ("a device or pipe, not a file", "Give a regular file"),
     "empty": ("an empty file (0 bytes)", DOWNLOAD_AGAIN),
     "zeros": ("only zero bytes at its start: a download that never finished", DOWNLOAD_AGAIN),
     "web page": ("a web page", THE_FILE_ITSELF),
     "lfs": ("a git-lfs pointer, not the weights", "Run `git lfs pull` in its folder, or download the file itself"),
-    "zip": ("a zip archive, as PyTorch writes pickles (.pt, .pth, .ckpt)", SAFETENSORS_INSTEAD),
+    "zip": ("a zip archive, as PyTorch writes pickles (.pt, .pth, .ckpt, .bin)", ""),
     "archive": ("a packed archive", "Unpack it and give the .safetensors file inside"),
-    "pickle": ("a Python pickle (.pt, .pth, .ckpt)", SAFETENSORS_INSTEAD),
+    "pickle": ("a Python pickle (.pt, .pth, .ckpt, .bin)", ""),
     "json": ("a JSON text", "Give the .safetensors file beside it, or download it again if this should be the weights"),
     "text": ("a text", THE_FILE_ITSELF),
     "unknown": ("no format that holds weights", DOWNLOAD_AGAIN),
@@ -90,6 +90,7 @@ def read_header(path: str | Path) -> Header:
     if reader is not None:
         return reader(path, size)
     found, remedy = REFUSALS[container]
+    remedy = remedy or instead_of(path)
     raise WeightsFileError("This is no weights file", where=repr(str(path)), found=found, remedy=remedy)
 
 

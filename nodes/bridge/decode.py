@@ -16,6 +16,7 @@ from .clips import CLIPS, ClipPlan
 from .latents import FRAME_RATE, LatentGrid, grid_of, without_references
 from .progress import progress
 from .show import show_on_node
+from .soundness import broken_names, damaged
 from .vae import decode_chunks
 from .video import ByteVideo, FrameVideo, StreamedVideo, to_bytes
 
@@ -53,7 +54,7 @@ def decode_clips(
     for number, item in enumerate(samples.split(1)):
         clip = _Store(frames)
         chunks = _Joined(plan, vae, samples, number, node_id)() if plan else decode_chunks(vae, item)
-        for chunk in chunks if plan else _finite(chunks):
+        for chunk in chunks if plan else _finite(chunks, vae):
             clip.add(to_bytes(chunk))
             if images:
                 images.add(chunk.float())
@@ -77,7 +78,7 @@ class _Joined:
 
     def __call__(self) -> Iterator[torch.Tensor]:
         meter = SeamMeter(self.plan.seams(self.samples))
-        for chunk in _finite(self.plan.decode(self.vae, self.samples, self.item)):
+        for chunk in _finite(self.plan.decode(self.vae, self.samples, self.item), self.vae):
             meter.add(chunk)
             yield chunk
         if scores := meter.finish():
@@ -135,9 +136,11 @@ def _checked(samples: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
     return samples
 
 
-def _finite(chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+def _finite(chunks: Iterator[torch.Tensor], vae: Any) -> Iterator[torch.Tensor]:
     for chunk in chunks:
         if not torch.isfinite(chunk).all():
+            if names := broken_names(vae.first_stage_model, vae.device):
+                raise damaged(getattr(vae.first_stage_model, "where", "vae"), names)
             raise InputError(
                 "The VAE decoded values that are not numbers",
                 where="vae",

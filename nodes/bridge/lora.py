@@ -20,6 +20,7 @@ from ...wan_core.weights.names import is_distilled
 from .branches import has_quantised, reads_table
 from .facts import DISTILLED
 from .lora_table import LoraRow, can_read_table, rows_of, with_row
+from .soundness import check_lora
 
 SHOWN = 3  # names in a report
 DOWN = ".lora_down.weight"
@@ -82,6 +83,7 @@ def apply_lora(
 
     def read() -> dict[str, list[Any]]:
         tensors = comfy.utils.load_torch_file(path, safe_load=True)
+        check_lora(tensors, repr(path))
         lora = _readable(tensors, rank_scale(checkpoint.metadata))
         fitting = {name: tensor for name, tensor in lora.items() if _layer_of(name, key_map) not in misfit}
         patches: dict[str, list[Any]] = {}

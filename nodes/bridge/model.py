@@ -26,16 +26,16 @@ from ...wan_core.conditioning import Conditioning, ContextGroup
 from ...wan_core.config import TransformerConfig
 from ...wan_core.errors import InputError, WrongModelError
 from ...wan_core.transformer import WanTransformer
-from ...wan_core.weights import Checkpoint, inspect, require
+from ...wan_core.weights import Checkpoint, inspect, mapped, require
 from ...wan_core.weights.families import DIFFUSION_MODEL, Shapes
-from ...wan_core.weights.keys import check_tensors
-from . import host, lora_table
+from ...wan_core.weights.keys import check_tensors, check_types
+from . import host, lora_table, soundness
 from .branches import keep_quantised
 from .hooks import hooks_of
 from .nag import against_of
-from .ops import wan_operations
+from .ops import FILES, wan_operations
 from .quantised import UNMARKED, native_form
-from .reading import read_tensors
+from .reading import files_of, read_tensors
 from .variants import with_variants
 
 LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
@@ -43,6 +43,8 @@ LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22
 
 class HostedTransformer(WanTransformer):
     """The transformer with the constructor and the call of ComfyUI's diffusion models."""
+
+    files: tuple[mapped.MappedFile, ...] = ()  # that its weights are read from while it runs
 
     def __init__(
         self, *, image_model: str, model_type: str, dtype: torch.dtype, device: Any, operations: type, **sizes: Any
@@ -96,7 +98,7 @@ class HostedTransformer(WanTransformer):
         if self.config.audio_dim:
             sound = sound_conditioning(self, x, context, _sound_inputs(conds))
             conditioning = replace(sound, against=against)
-        hooks = hooks_of(transformer_options)
+        hooks = hooks_of({**transformer_options, FILES: self.files})
         conditioning = with_variants(conditioning, self, x, hooks, conds)
         velocity = super().forward(x, timestep, conditioning, hooks)
         return velocity[:, :, :frames, :rows, :columns]
@@ -134,7 +136,16 @@ class WanModel(comfy.model_base.WAN21):
         """The native call, in which the layers add what the run's table of LoRAs says."""
         options = {} if transformer_options is None else transformer_options
         with lora_table.running(self, options):
-            return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            answer = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        if lora_table.step_of(options) == 0:
+            where = repr(self.model_config.path)
+            soundness.check_answer(answer, self.diffusion_model, where, latent=x, conditioning=c_crossattn)
+        return answer
+
+    def memory_required(self, *args: Any, **kwargs: Any) -> Any:
+        """ComfyUI asks before it loads the model for a run: the last moment at which no weight is touched."""
+        mapped.check_all(self.diffusion_model.files)
+        return super().memory_required(*args, **kwargs)
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", assign: bool = False) -> Any:
         """Takes the tensors under the prefix out of `sd`.
@@ -227,12 +238,15 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     Everything that the header can tell is checked before a tensor is read.
 
     Raises:
-        WeightsFileError: the file cannot be read as weights.
+        WeightsFileError: the file cannot be read as weights, or its scales, biases or norms are no numbers.
         WrongModelError: it is no Wan model that the pack runs, or its tensors are not the model's.
     """
     checkpoint = inspect(path)
     check_model_file(checkpoint)
-    sd = _official(*read_tensors(checkpoint), checkpoint)
+    files = files_of(checkpoint)
+    tensors, metadata = read_tensors(checkpoint)
+    soundness.check_small(tensors, repr(path))
+    sd = _official(tensors, metadata, checkpoint)
     config = WanConfig(checkpoint)
     config.quant_config = comfy.utils.detect_layer_quantization(sd, "")
     _set_dtypes(config, sd, dtype)
@@ -248,7 +262,9 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     # Mapped from the file where ComfyUI maps. Blocks cannot be copied into plain tensors, and copying plain float8
     # would store the biases and embeddings, which such files keep in higher precision, in float8 too.
     in_eight_bits = model.get_dtype().itemsize < 2
-    model.load_model_weights(sd, "", assign=has_types or in_eight_bits or patcher.is_dynamic())
+    assign = has_types or in_eight_bits or patcher.is_dynamic()
+    model.load_model_weights(sd, "", assign=assign)
+    model.diffusion_model.files = files if assign else ()
     if in_eight_bits:
         keep_types(model)
     keep_quantised(patcher)
@@ -275,7 +291,9 @@ def check_model_file(checkpoint: Checkpoint) -> None:
     assert checkpoint.config is not None
     packed = checkpoint.precision in ("nvfp4", "int4")
     expected, known = _expected_shapes(checkpoint.config)
-    check_tensors(repr(str(checkpoint.path)), {**known, **checkpoint.shapes}, expected, packed=packed)
+    where = repr(str(checkpoint.path))
+    check_tensors(where, {**known, **checkpoint.shapes}, expected, packed=packed)
+    check_types(where, checkpoint.types, expected, quantised=bool(checkpoint.quantised))
 
 
 @lru_cache(maxsize=8)

@@ -10,11 +10,13 @@ from typing import Any
 import comfy.ops
 from torch import Tensor, nn
 
+from ...wan_core.weights.mapped import check_all
 from . import host
 from .branches import BranchedLinear
 from .float8 import Float8Linear, form
 from .lora_table import TableReader, added, on_weights
 
+FILES = "wan_core_files"  # in the options of a call: the files that weights are read from
 LAYERS = ("Conv1d", "Conv2d", "Conv3d", "LayerNorm", "RMSNorm")  # whose weights the table can change
 
 
@@ -52,14 +54,21 @@ def parameter(module: nn.Module, name: str, like: Tensor) -> Tensor:
 
 
 def stream(blocks: Iterable[nn.Module], x: Tensor, options: dict[str, Any] | None) -> Iterator[tuple[int, nn.Module]]:
-    """Yields (index, block); while a block computes, the next one's weights are on their way to the GPU."""
-    prefetch = host.prefetch_module()
-    blocks = list(blocks)
+    """Yields (index, block); while a block computes, the next one's weights are on their way to the GPU.
+
+    Raises:
+        WeightsFileError: a file that weights are read from was cut off or written over.
+    """
+    prefetch, options = host.prefetch_module(), options or {}
+    blocks, files = list(blocks), options.get(FILES, ())
     if prefetch is None:
-        yield from enumerate(blocks)
+        for index, block in enumerate(blocks):
+            check_all(files)
+            yield index, block
         return
-    queue = prefetch.make_prefetch_queue(blocks, x.device, options or {})
+    queue = prefetch.make_prefetch_queue(blocks, x.device, options)
     for index, block in enumerate(blocks):
+        check_all(files)
         prefetch.prefetch_queue_pop(queue, x.device, block)
         yield index, block
     prefetch.prefetch_queue_pop(queue, x.device, None)

@@ -11,10 +11,16 @@ from comfy_kitchen.tensor.base import BaseLayoutParams, QuantizedLayout, Quantiz
 from torch import Tensor
 
 from ...wan_core.weights import Checkpoint
+from ...wan_core.weights.mapped import MappedFile
 
 LAYOUT = "WanCoreScaledChannels"
 LOGICAL_DTYPE = torch.bfloat16
 SCALES = (".weight_scale", ".scale_weight")
+
+
+def files_of(checkpoint: Checkpoint) -> tuple[MappedFile, ...]:
+    """The files of a model as they are now."""
+    return tuple(MappedFile.of(file) for file in checkpoint.header.files or (checkpoint.path,))
 
 
 def read_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:

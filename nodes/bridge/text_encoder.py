@@ -33,11 +33,13 @@ from ...wan_core.text.umt5 import UMT5Config, UMT5Encoder
 from ...wan_core.weights.families import TEXT_ENCODER
 from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.keys import check_tensors
+from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
 from .branches import keep_quantised
 from .ops import wan_operations
 from .quantised import UNMARKED, native_form
-from .reading import LOGICAL_DTYPE, read_tensors
+from .reading import LOGICAL_DTYPE, files_of, read_tensors
+from .soundness import check_answer, check_small
 
 NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, LoRA keys and embedding files
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -53,6 +55,8 @@ class HostedUMT5(UMT5Encoder):
         super().__init__(UMT5Config(**config_dict), ops=wan_operations(operations), device=device, dtype=dtype)
         self.num_layers = self.config.num_layers
         self.dtype = dtype
+        self.where = ""  # the file, for errors
+        self.files: tuple[MappedFile, ...] = ()  # that weights are read from while it runs
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """The token table."""
@@ -74,6 +78,7 @@ class HostedUMT5(UMT5Encoder):
         **_unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Token ids [B, L] or their embeddings [B, L, D] -> context [B, L, D] and one layer's output, if asked for."""
+        check_all(self.files)
         x = embeds if input_ids is None else self.shared(input_ids, out_dtype=dtype)
         assert x is not None
         if self.dtype not in FLOATS:  # plain fp8 tables can hold NaN
@@ -82,6 +87,7 @@ class HostedUMT5(UMT5Encoder):
         if layer is not None and layer < 0:
             layer += self.num_layers
         hidden, kept = self.encode(x, attention_mask, layer=layer)
+        check_answer(hidden, self, self.where, tokens=embeds)
         if kept is not None and final_layer_norm_intermediate:
             kept = self.encoder.final_layer_norm(kept)
         return hidden, kept
@@ -216,7 +222,9 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     checkpoint = inspect(path)
     require(checkpoint, TEXT_ENCODER)
     path = str(checkpoint.path)
+    files = files_of(checkpoint)
     tensors, metadata = read_tensors(checkpoint)
+    check_small(tensors, repr(path))
     tokenizer = _tokenizer_model(tensors, checkpoint)
     own = {own: tensors[name] for name, own in checkpoint.names.items()}
     own = native_form(own, metadata, checkpoint)
@@ -242,6 +250,9 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
         disable_dynamic=disable_dynamic,
     )
     keep_quantised(clip.patcher)
+    encoder = getattr(clip.cond_stage_model, NAME)
+    encoder.transformer.where = repr(path)
+    encoder.transformer.files = files if encoder.in_blocks or clip.patcher.is_dynamic() else ()
     clip.patcher.cached_patcher_init = (_patcher, (path,))
     return clip
 

@@ -25,9 +25,11 @@ from ...wan_core.vae.wan22 import VAE22Config, WanVAE22
 from ...wan_core.weights.families import VAE
 from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.keys import check_tensors
+from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
 from .ops import wan_operations
-from .reading import read_tensors
+from .reading import files_of, read_tensors
+from .soundness import check_small
 
 Shapes = Mapping[str, tuple[int, ...]]
 VAE22 = "vae22"  # id of the file family
@@ -39,6 +41,8 @@ class Hosted:
     comfy_has_chunked_io = True  # native code leaves whole clips in RAM, and passes the buffer for the decoded frames
     config: VAE21Config | VAE22Config
     compression: int
+    where: str  # the file, for errors
+    files: tuple[MappedFile, ...] = ()  # that weights are read from while it runs
 
     def decode(self, latent: Tensor, output_buffer: Tensor | None = None, **options: Any) -> Tensor:
         """raw latent [B, C, F, H, W] -> video [B, 3, 4F - 3, H * 8, W * 8], into `output_buffer` where one is given.
@@ -103,6 +107,7 @@ def vae_latent_channels(vae: comfy.sd.VAE) -> int:
 
 def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
     """latent [1, C, F, H, W] -> frames [f, H, W, 3]."""
+    check_all(getattr(vae.first_stage_model, "files", ()))
     memory = vae.memory_used_decode(latent.shape, vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
     chunks, done = vae.first_stage_model.decode_chunks(latent, device=vae.device, dtype=vae.vae_dtype), 0
@@ -148,7 +153,9 @@ def _model(shapes: Shapes) -> HostedVAE21 | HostedVAE22:
 def _install(vae: comfy.sd.VAE, checkpoint: Checkpoint, *, disable_dynamic: bool = False) -> None:
     """Puts our module with the file's weights into a configured VAE object, in the order that native code does it."""
     path = str(checkpoint.path)
+    files = files_of(checkpoint)
     tensors, _ = read_tensors(checkpoint)
+    check_small(tensors, repr(path))
     weights = {official: tensors[name] for name, official in checkpoint.names.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     model = _model(shapes)
@@ -160,6 +167,8 @@ def _install(vae: comfy.sd.VAE, checkpoint: Checkpoint, *, disable_dynamic: bool
     vae.first_stage_model = model
     vae.patcher = patcher(model, load_device=vae.device, offload_device=offload_device)
     model.load_state_dict(weights, strict=True, assign=vae.patcher.is_dynamic())
+    model.where = repr(path)
+    model.files = files if vae.patcher.is_dynamic() else ()
     vae.patcher.cached_patcher_init = (_patcher, (path, vae.vae_dtype))
     vae.size = None
     vae.model_size()

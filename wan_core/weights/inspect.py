@@ -82,6 +82,11 @@ class Checkpoint:
         return {official: self.header.tensors[name].shape for name, official in self.names.items()}
 
     @property
+    def types(self) -> dict[str, str]:
+        """{official name: type of storage} of the tensors that belong to it."""
+        return {official: self.header.tensors[name].dtype for name, official in self.names.items()}
+
+    @property
     def width(self) -> int | None:
         """Width of what it exchanges with the others: latent channels of a VAE, embedding of a text encoder."""
         shapes = self.shapes

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import WrongModelError
+from .ggml_types import BLOCK_TYPES
 
 TRANSFORMER_MARK = "head.modulation"  # in every Wan transformer
 SCALES = (
@@ -25,6 +26,7 @@ SCALES = (
     "alpha",
 )
 SHOWN = 5  # names in an error
+FLOATING = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,36 @@ def check_tensors(
         if name in found and not _same(found[name], shape, packed)
     ]
     for what, names in (("missing", missing), ("left over", left_over), ("of another shape", wrong)):
-        if names:
-            raise WrongModelError(
-                "The tensors of this file are not those of the model that it looks like",
-                where=where,
-                found=f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}",
-                remedy="Take an unchanged file of this model, or open it with ComfyUI's Load Diffusion Model node",
-            )
+        _refuse(where, what, names)
+
+
+def check_types(
+    where: str, found: Mapping[str, str], expected: Mapping[str, Sequence[int]], *, quantised: bool
+) -> None:
+    """Checks that what the model computes with is stored as numbers that it can read; `found` are types by name.
+
+    `quantised`: matrices may be whole numbers that scales beside them explain.
+
+    Raises:
+        WrongModelError: tensors are of another type; names up to five.
+    """
+    known = FLOATING | BLOCK_TYPES
+    wrong = [
+        f"{name} {found[name]}"
+        for name, shape in expected.items()
+        if name in found and found[name] not in known and not (quantised and len(shape) == 2)
+    ]
+    _refuse(where, "of another type", wrong)
+
+
+def _refuse(where: str, what: str, names: Sequence[str]) -> None:
+    if names:
+        raise WrongModelError(
+            "The tensors of this file are not those of the model that it looks like",
+            where=where,
+            found=f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}",
+            remedy="Take an unchanged file of this model, or open it with ComfyUI's Load Diffusion Model node",
+        )
 
 
 def _is_scale(name: str, expected: Mapping[str, Sequence[int]]) -> bool:

@@ -1,0 +1,206 @@
+"""Damaged numbers and files that change in use: refused with the file and the layer, and the process lives on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from make_pocket import build
+from safetensors.torch import load_file, save_file
+
+from ..comfy_host import import_comfy
+
+import_comfy()
+
+import comfy.model_management as management
+import comfy.utils
+from comfy.quant_ops import QuantizedTensor
+from wancore.nodes.bridge import soundness
+from wancore.nodes.bridge.decode import decode_clips
+from wancore.nodes.bridge.lora import apply_lora
+from wancore.nodes.bridge.model import load_model
+from wancore.nodes.bridge.text_encoder import load_text_encoder
+from wancore.nodes.bridge.vae import load_vae
+from wancore.wan_core.errors import InputError, WeightsFileError, WrongModelError
+
+from .quantised_files import family, is_known, weights, write_format
+
+LAYER = "blocks.1.ffn.0"
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.fixture(autouse=True)
+def inference(monkeypatch):
+    monkeypatch.setattr(management, "maximum_vram_for_weights", lambda device=None: 0)
+    with torch.inference_mode():
+        yield
+        management.unload_all_models()
+
+
+def written(folder: Path, kind: str) -> str:
+    """A model in one of the formats, or in bf16."""
+    if kind == "bf16":
+        save_file(weights(), folder / "wan22_high_noise.safetensors", metadata=family.T2V_HIGH.metadata)
+        return str(folder / "wan22_high_noise.safetensors")
+    if not is_known(kind):
+        pytest.skip("this ComfyUI has no such weights")
+    return write_format(folder / "wan22_high_noise", kind)
+
+
+def changed(path: str, change) -> str:
+    """The same file with other tensors."""
+    metadata = comfy.utils.load_torch_file(path, return_metadata=True)[1]
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def predict(patcher, latent=0.0, text=0.0):
+    management.load_models_gpu([patcher])
+    noise, context = torch.randn(1, 16, 1, 8, 8) + latent, torch.randn(1, 16, family.TEXT_DIM) + text
+    return patcher.model.apply_model(noise, torch.tensor([0.9]), c_crossattn=context)
+
+
+SMALL = {  # kind of file: tensor, value, what is said
+    "scale of nothing": ("fp8 scaled", f"{LAYER}.scale_weight", 0.0, "a scale of zero"),
+    "scale that is NaN": ("fp8 scaled", f"{LAYER}.scale_weight", NAN, "NaN"),
+    "scale that is infinite": ("fp8 comfy_quant", f"{LAYER}.weight_scale", INFINITY, "NaN"),
+    "scale of a channel": ("LightX2V fp8", f"{LAYER}.weight_scale", NAN, "NaN"),
+    "scale of a channel that is zero": ("LightX2V int8", f"{LAYER}.weight_scale", 0.0, "a scale of zero"),
+    "scale of all blocks": ("nvfp4", f"{LAYER}.weight_scale_2", NAN, "NaN"),
+    "bias": ("fp8 plain", f"{LAYER}.bias", NAN, "NaN"),
+    "norm": ("int8_tensorwise", "blocks.0.norm3.weight", INFINITY, "NaN"),
+}
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_small_tensors_are_looked_at_before_anything_is_computed(case, tmp_path):
+    kind, name, value, words = SMALL[case]
+    if not is_known(kind):
+        pytest.skip("this ComfyUI has no such weights")
+    path = changed(
+        written(tmp_path, kind),
+        lambda tensors: tensors[name].flatten()[:1].fill_(value),
+    )
+    with pytest.raises(WeightsFileError) as error:
+        load_model(path)
+    assert words in error.value.found and name in error.value.found and path in error.value.where
+
+
+def test_a_layer_of_zeros_may_have_a_scale_of_zero(tmp_path):
+    def change(tensors):
+        tensors[f"{LAYER}.scale_weight"].fill_(0.0)
+        tensors[f"{LAYER}.weight"].view(torch.uint8).fill_(0)
+
+    assert (
+        predict(load_model(changed(write_format(tmp_path / "wan2.2_high_noise", "fp8 scaled"), change)))
+        .isfinite()
+        .all()
+    )
+
+
+def broken_float8(tensors):
+    tensors[f"{LAYER}.weight"].view(torch.uint8)[3, 5] = 0x7F
+
+
+def broken_blocks(tensors):
+    tensors[f"{LAYER}.weight_scale"].view(torch.uint8)[0, 0] = 0xFF
+
+
+def broken_float(tensors):
+    tensors[f"{LAYER}.weight"][3, 5] = NAN
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [("fp8 scaled", broken_float8), ("fp8 plain", broken_float8), ("mxfp8", broken_blocks), ("bf16", broken_float)],
+)
+def test_matrices_are_named_once_an_answer_is_no_number(kind, change, tmp_path, monkeypatch):
+    monkeypatch.setattr(soundness, "SMALL", 600)  # as far below these matrices as the real limit is below real ones
+    path = changed(written(tmp_path, kind), change)
+    patcher = load_model(path)
+    with pytest.raises(WeightsFileError) as error:
+        predict(patcher)
+    assert f"NaN or infinity in {LAYER}.weight" == error.value.found and path in error.value.where
+
+
+def test_inputs_that_are_no_numbers_are_named(tmp_path):
+    patcher = load_model(written(tmp_path, "Q8_0"))
+    assert predict(patcher).isfinite().all()
+    for name, values in (("latent", {"latent": NAN}), ("conditioning", {"text": NAN})):
+        with pytest.raises(InputError) as error:
+            predict(patcher, **values)
+        assert error.value.where == name
+
+
+def test_a_broken_lora_is_refused_by_its_layer(tmp_path):
+    patcher = load_model(written(tmp_path, "Q8_0"))
+    width, inputs = weights()[f"{LAYER}.weight"].shape
+    pair = {"lora_A.weight": torch.ones(2, inputs), "lora_B.weight": torch.full((width, 2), NAN)}
+    save_file({f"diffusion_model.{LAYER}.{part}": tensor for part, tensor in pair.items()}, tmp_path / "a.safetensors")
+    for merge in (True, False):
+        with pytest.raises(WeightsFileError) as error:
+            apply_lora(patcher, str(tmp_path / "a.safetensors"), "a", 1.0, merge=merge)
+        assert f"{LAYER}.lora_B.weight" in error.value.found
+
+
+def test_the_text_encoder_and_the_vae_are_named_too(tmp_path):
+    for member, change in (
+        (family.TEXT_ENCODER, "encoder.block.0.layer.1.DenseReluDense.wo.weight"),
+        (family.VAE, "decoder.conv1.weight"),
+    ):
+        tensors = build(member, fp8=False)
+        tensors[change] = torch.full_like(tensors[change], NAN)
+        save_file(tensors, tmp_path / member.name)
+    with pytest.raises(WeightsFileError) as error:
+        clip = load_text_encoder(tmp_path / family.TEXT_ENCODER.name)
+        clip.encode_from_tokens(clip.tokenize("a red circle"))
+    assert "wo.weight" in error.value.found and family.TEXT_ENCODER.name in error.value.where
+    with pytest.raises(WeightsFileError) as error:
+        vae = load_vae(tmp_path / family.VAE.name)
+        decode_clips({"samples": torch.zeros(1, 16, 1, 8, 8)}, vae, None, with_images=False)
+    assert "decoder.conv1.weight" in error.value.found and family.VAE.name in error.value.where
+
+
+WRONG = {
+    "missing": lambda tensors: tensors.pop(f"{LAYER}.weight"),
+    "left over": lambda tensors: tensors.update({"blocks.1.ffn.7.weight": torch.zeros(2)}),
+    "of another shape": lambda tensors: tensors.update({f"{LAYER}.bias": torch.zeros(3)}),
+    "of another type": lambda tensors: tensors.update({f"{LAYER}.bias": tensors[f"{LAYER}.bias"].to(torch.int64)}),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("kind", ["bf16", "fp8 scaled"])
+def test_wrong_tensors_are_refused_by_the_header(what, kind, tmp_path):
+    path = written(tmp_path, kind)
+    with pytest.raises(WrongModelError) as error:
+        load_model(changed(path, WRONG[what]))
+    assert f"1 {what}: blocks.1.ffn." in error.value.found and path in error.value.where and error.value.remedy
+
+
+@pytest.mark.parametrize("kind", ["fp8 plain", "Q8_0", "LightX2V fp8"])
+def test_a_file_that_is_cut_off_while_it_is_in_use_is_no_crash(kind, tmp_path):
+    """Without the question before it, reading a page behind the end would end the process."""
+    path = written(tmp_path, kind)
+    patcher = load_model(path)
+    assert predict(patcher).isfinite().all()
+    patcher.model.diffusion_model.blocks[1].register_forward_hook(lambda *_: os.truncate(path, 5000))
+    with pytest.raises(WeightsFileError, match="cut off"):  # before the next block
+        predict(patcher)
+    with pytest.raises(WeightsFileError, match="cut off"):  # before the next run loads it
+        patcher.memory_required((1, 16, 1, 8, 8))
+
+
+def test_a_file_replaced_by_another_one_keeps_its_content(tmp_path):
+    path = written(tmp_path, "fp8 plain")
+    patcher = load_model(path)
+    layer = comfy.utils.get_attr(patcher.model.diffusion_model, LAYER)
+    assert not isinstance(layer.weight, QuantizedTensor)
+    bits = layer.weight.view(torch.uint8).clone()
+    (tmp_path / "new").write_bytes(b"short")
+    os.replace(tmp_path / "new", path)
+    assert predict(patcher).isfinite().all() and torch.equal(layer.weight.view(torch.uint8), bits)

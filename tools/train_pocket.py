@@ -260,12 +260,13 @@ def run_all(args: argparse.Namespace) -> bool:
     began = time.monotonic()
 
     def command(stage: str, device: str, minutes: float) -> list[str]:
-        fixed = [sys.executable, __file__, stage, "--device", device, "--minutes", f"{minutes:.3f}"]
+        fixed = [sys.executable, __file__, stage, "--wait", "--device", device, "--minutes", f"{minutes:.3f}"]
         more = ["--smoke"] if args.smoke else []
         seeds = ["--seed", str(args.seed), "--seeds", str(args.seeds)]
         return [*fixed, "--out", str(args.out), "--state", str(args.state), *seeds, *more]
 
-    done = schedule.run(command, args.device.split(","), args.state, began + 60 * args.minutes)
+    devices, deadline = args.device.split(","), began + 60 * args.minutes
+    done = schedule.run(command, devices, args.state, deadline, args.beside)
     print(
         f"all: {'done' if done else 'not done yet, run again to go on'}; {time.monotonic() - began:.0f} s", flush=True
     )
@@ -278,7 +279,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=models.WEIGHTS, help="folder of the trained weights")
     parser.add_argument("--state", type=Path, default=Path("train_pocket"), help="folder of unfinished stages")
     parser.add_argument("--minutes", type=float, default=8.5, help="stop after so long; run again to go on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of all: one, or two")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="of all: one, or two, as in cuda:0,cuda:1",
+    )
+    parser.add_argument("--beside", type=int, default=2, help="stages at a time on each device, of all")
+    parser.add_argument("--wait", action="store_true", help="begin when a line comes in")
     parser.add_argument("--seed", type=int, default=22)
     parser.add_argument("--seeds", type=int, default=3, help="noises to judge each prompt with")
     parser.add_argument("--fit", action="store_true", help="end within --minutes, with fewer steps if need be")
@@ -289,6 +296,8 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     deadline = time.monotonic() + 60 * args.minutes
+    if args.wait and not sys.stdin.readline():
+        sys.exit(STOPPED)
     for stage in args.stages:
         torch.manual_seed(args.seed)
         began = time.monotonic()

@@ -31,6 +31,7 @@ from .vae import encode
 WORDLESS = 0.12  # share of the clips trained on without their text, for guidance; half get the negative prompt
 OVERLAP = 0.04  # how far each expert is trained beyond the boundary, in unshifted time
 ANY_SHIFT = 0.4  # share of the sigmas drawn evenly, for schedules of another shift
+FIRST = 3.0  # weight of I2V's first latent frame, which is asked to be the picture
 PICTURELESS = 0.7  # share of TI2V's clips that are trained on without a picture
 WRONG = 0.2  # share of T2V's clips with the text of another one, as in what is gathered from the web: guidance mends it
 
@@ -273,6 +274,8 @@ def stage(
         noisy = ((1 - share) * clean + share * noise).to(fast)
         velocity = model(noisy, sigmas * 1000, Conditioning(text=text, concat=concat), hooks)
         error = (velocity - noise + clean).square()
+        if recipe.picture == "concat":
+            error = torch.cat([FIRST * error[:, :, :1], error[:, :, 1:]], dim=2)
         if recipe.picture == "frame":  # a frame without noise is given, not predicted
             error = error * (share > 0)
         return error.mean()

@@ -1,7 +1,8 @@
 """The order in which the family is trained, and the run of all of it: stages side by side, each a process of its own.
 
-A stage starts when what it needs is done. Models this small leave most of a GPU idle, so several share one; with two
-GPUs the second takes the stages of lane 1. What is done is kept in a file, so that a run that was stopped goes on.
+A stage begins when what it needs is done. Models this small leave much of a GPU idle, so several share one (with
+NVIDIA's MPS; without it they only take turns). With two GPUs the second takes the stages of lane 1. What is done is
+kept in a file, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -78,13 +79,19 @@ class Record:
         self.path.write_text(json.dumps({"done": self.done, "busy": self.busy}, indent=1) + "\n")
 
 
-def ready(schedule: Mapping[str, Part], done: Mapping[str, float], running: Sequence[str]) -> list[str]:
-    """The stages that can start now."""
-    return [
-        name
-        for name, part in schedule.items()
-        if name not in done and name not in running and all(need in done for need in part.needs)
-    ]
+@dataclass
+class Running:
+    """A stage's process: it loads its libraries, and begins when it is told to."""
+
+    process: subprocess.Popen[str]
+    began: float | None = None
+
+    def begin(self) -> None:
+        """Lets it begin."""
+        assert self.process.stdin is not None
+        self.began = time.monotonic()
+        self.process.stdin.write("\n")
+        self.process.stdin.close()
 
 
 def run(
@@ -92,46 +99,58 @@ def run(
     devices: Sequence[str],
     state: Path,
     deadline: float,
+    beside: int,
     schedule: Mapping[str, Part] = SCHEDULE,
 ) -> bool:
-    """Runs what is left of the schedule; True when all of it is done.
+    """Runs what is left of the schedule, at most `beside` stages at a time on a device; True when all of it is done.
 
-    `command(stage, device, minutes)` is the command line of one stage, which ends within the minutes whether it is done
-    or not: then with the exit status STOPPED. After a stage that failed no other one is started.
+    `command(stage, device, minutes)` is the command line of one stage, which begins when it gets a line and ends within
+    the minutes whether it is done or not: then with the exit status STOPPED. After a stage that failed or was stopped
+    no other one begins.
     """
     record = Record.read(state / "schedule.json")
-    running: dict[str, tuple[subprocess.Popen[str], float]] = {}
-    stopped: set[str] = set()
-    last = time.monotonic()
+    stages: dict[str, Running] = {}
+    going, last = True, time.monotonic()
     while True:
         now = time.monotonic()
-        if now < deadline and not stopped:
-            for name in ready(schedule, record.done, tuple(running)):
-                device = devices[schedule[name].lane % len(devices)]
-                running[name] = _start(name, command(name, device, (deadline - now) / 60)), now
-        if not running:
+        going = going and now < deadline
+        active = [name for name, stage in stages.items() if stage.began]
+        for name, part in schedule.items() if going else ():
+            if name in record.done or name in active:
+                continue
+            device = devices[part.lane % len(devices)]
+            if all(need in record.done or need in active for need in part.needs) and name not in stages:
+                stages[name] = _start(name, command(name, device, (deadline - now) / 60))
+            same = [other for other in active if schedule[other].lane % len(devices) == part.lane % len(devices)]
+            if all(need in record.done for need in part.needs) and len(same) < beside:
+                stages[name].begin()
+                active.append(name)
+        if not active:
+            for stage in stages.values():
+                stage.process.kill()
             return len(record.done) == len(schedule)
         time.sleep(PACE)
-        now = time.monotonic()
-        for lane in {schedule[name].lane % len(devices) for name in running}:
-            record.busy[lane] += now - last
-        last = now
-        for name, (process, began) in list(running.items()):
-            if process.poll() is None:
+        for lane in {schedule[name].lane % len(devices) for name in active}:
+            record.busy[lane] += time.monotonic() - last
+        last = time.monotonic()
+        for name in active:
+            status = stages[name].process.poll()
+            if status is None:
                 continue
-            del running[name]
-            if process.returncode == 0:
-                record.done[name] = round(now - began, 1)
+            began = stages.pop(name).began
+            if status == 0:
+                record.done[name] = round(last - (began or last), 1)
             else:
-                stopped.add(name)
-                print(f"{name}: {'not done yet' if process.returncode == STOPPED else 'failed'}", flush=True)
+                going = False
+                print(f"{name}: {'not done yet' if status == STOPPED else f'failed ({status})'}", flush=True)
             record.keep()
 
 
-def _start(name: str, command: list[str]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _start(name: str, command: list[str]) -> Running:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, text=True, **pipes)  # pyright: ignore[reportCallIssue, reportArgumentType]
     threading.Thread(target=_tell, args=(name, process), daemon=True).start()
-    return process
+    return Running(process)
 
 
 def _tell(name: str, process: subprocess.Popen[str]) -> None:

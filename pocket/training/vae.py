@@ -28,8 +28,10 @@ SIZES = (  # first frames have a way of their own, so they come alone as well; l
     Size(17, 96, 96),
     Size(81, 64, 64),
 )
-PIXELS = 480_000  # of a batch, frames counted
-STEPS = 14_000
+EARLY = 0.5  # share of the steps on smaller batches, of which more fit into the time
+EARLY_SIZES = (Size(17, 96, 96), Size(1, 128, 128), Size(9, 128, 128))
+PIXELS, EARLY_PIXELS = 480_000, 160_000  # of a batch, frames counted
+STEPS = {16: 18_000, 48: 22_000}  # by the latents' channels
 RATE = 2e-3
 MATRIX_RATE = 3e-3
 PRIOR = {16: 4e-5, 48: 3e-5}  # weight of the latents' divergence from the unit normal, by their channels
@@ -128,8 +130,10 @@ def stage(vae: CausalVAE, pool: Pool, plan: Plan) -> Stage:
 
     def batch(step: int) -> tuple[Tensor, ...]:
         random = plan.generator(step + channels * 10_000_000)
-        size = Size(5, 32, 32) if plan.smoke else SIZES[step % len(SIZES)]
-        count = 2 if plan.smoke else max(1, PIXELS // (size.frames * size.height * size.width))
+        early = step < EARLY * STEPS[channels]
+        sizes, pixels = (EARLY_SIZES, EARLY_PIXELS) if early else (SIZES, PIXELS)
+        size = Size(5, 32, 32) if plan.smoke else sizes[step % len(sizes)]
+        count = 2 if plan.smoke else max(1, pixels // (size.frames * size.height * size.width))
         rows = torch.randint(len(pool), (count,), generator=random, device=plan.device)
         shape = (count, *latent_shape(channels, size, vae.compression))
         openings = draw_openings(count, size.frames, random)
@@ -147,7 +151,7 @@ def stage(vae: CausalVAE, pool: Pool, plan: Plan) -> Stage:
         pixels = (errors.square().mean() + 1e-12).sqrt() + ABSOLUTE * F.l1_loss(made, clips)  # the worst clips most
         return pixels + OUTLINES * lines + PRIOR[channels] * divergence
 
-    return Stage(name, vae, batch, loss, STEPS, RATE, MATRIX_RATE, is_matrix, low_precision=True)
+    return Stage(name, vae, batch, loss, STEPS[channels], RATE, MATRIX_RATE, is_matrix, low_precision=True)
 
 
 @torch.no_grad()

@@ -210,7 +210,6 @@ def judge(name: str, plan: Plan) -> None:
     if name == "judge_ti2v":
         runs[" from text"] = (settings, None)
     if name == "judge_t2v":
-        runs[" of shift 5"] = (replace(settings, shift=5.0), None)
         runs[" without guidance"] = (replace(settings, guidance=1.0), None)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for run, (chosen, pictures) in runs.items():

@@ -30,7 +30,7 @@ TEACHER = Settings(steps=20)
 SIZES = (Size(17, 96, 96),)
 BATCHES = 60  # of trajectories, to each entry of SIZES
 BATCH_TOKENS = 24_000
-STEPS = 10_000
+STEPS = 8_000
 RATE = 1e-3
 SALT = {"high": 6, "low": 7}
 

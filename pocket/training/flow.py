@@ -70,11 +70,11 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("t2v_both", T2V_A14B, "both", SIZES_A14B, salt=8, steps=10_000, wrong=WRONG, falls=False),
-        Recipe("t2v_high", T2V_A14B, "high", SIZES_A14B, salt=1, steps=10_000, wrong=WRONG),
-        Recipe("t2v_low", T2V_A14B, "low", SIZES_A14B, salt=2, steps=10_000, wrong=WRONG),
-        Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3, steps=8_000),
-        Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4, steps=8_000),
+        Recipe("t2v_both", T2V_A14B, "both", SIZES_A14B, salt=28, steps=10_000, wrong=WRONG, falls=False),
+        Recipe("t2v_high", T2V_A14B, "high", SIZES_A14B, salt=1, steps=13_000, wrong=WRONG),
+        Recipe("t2v_low", T2V_A14B, "low", SIZES_A14B, salt=2, steps=13_000, wrong=WRONG),
+        Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3, steps=7_000),
+        Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4, steps=7_000),
         Recipe("ti2v", TI2V_5B, "both", SIZES_5B, "frame", salt=5, steps=20_000),
     )
 }

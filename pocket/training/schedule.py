@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 STOPPED = 75  # exit status of a stage that the clock stopped and that goes on when it is run again
 PACE = 0.5  # seconds between looks at the running stages
+AHEAD = 2  # processes to a stage at work: some load their libraries while their turn comes
 EXPERTS = ("t2v_high", "t2v_low")
 
 
@@ -90,8 +92,9 @@ class Running:
         """Lets it begin."""
         assert self.process.stdin is not None
         self.began = time.monotonic()
-        self.process.stdin.write("\n")
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it failed before: its status says so
+            self.process.stdin.write("\n")
+            self.process.stdin.close()
 
 
 def run(
@@ -105,24 +108,26 @@ def run(
     """Runs what is left of the schedule, at most `beside` stages at a time on a device; True when all of it is done.
 
     `command(stage, device, minutes)` is the command line of one stage, which begins when it gets a line and ends within
-    the minutes whether it is done or not: then with the exit status STOPPED. After a stage that failed or was stopped
-    no other one begins.
+    the minutes whether it is done or not: then with the exit status STOPPED. A stage that failed stops only those that
+    need it, and is tried again when all is run again.
     """
     record = Record.read(state / "schedule.json")
     stages: dict[str, Running] = {}
-    going, last = True, time.monotonic()
+    failed: set[str] = set()
+    last = time.monotonic()
     while True:
         now = time.monotonic()
-        going = going and now < deadline
         active = [name for name, stage in stages.items() if stage.began]
-        for name, part in schedule.items() if going else ():
-            if name in record.done or name in active:
+        for name, part in schedule.items() if now < deadline else ():
+            if name in record.done or name in active or name in failed:
                 continue
-            device = devices[part.lane % len(devices)]
-            if all(need in record.done or need in active for need in part.needs) and name not in stages:
-                stages[name] = _start(name, command(name, device, (deadline - now) / 60))
-            same = [other for other in active if schedule[other].lane % len(devices) == part.lane % len(devices)]
-            if all(need in record.done for need in part.needs) and len(same) < beside:
+            lane = part.lane % len(devices)
+            here = [other for other in stages if schedule[other].lane % len(devices) == lane]
+            soon = all(need in record.done or need in active for need in part.needs)
+            if name not in stages and soon and len(here) < AHEAD * beside:
+                stages[name] = _start(name, command(name, devices[lane], (deadline - now) / 60))
+            free = len([other for other in here if other in active]) < beside
+            if name in stages and free and all(need in record.done for need in part.needs):
                 stages[name].begin()
                 active.append(name)
         if not active:
@@ -141,7 +146,7 @@ def run(
             if status == 0:
                 record.done[name] = round(last - (began or last), 1)
             else:
-                going = False
+                failed.add(name)
                 print(f"{name}: {'not done yet' if status == STOPPED else f'failed ({status})'}", flush=True)
             record.keep()
 

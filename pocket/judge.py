@@ -148,6 +148,13 @@ def follows(clip: np.ndarray, loudness: np.ndarray) -> float:
     return correlation(openings_of(regions(clip)), loudness)
 
 
+def lit_from_below(clip: np.ndarray) -> float:
+    """How much darker the upper third of the ground is than the lower one, as a share: 0 in even light."""
+    rows = np.median(np.asarray(clip, dtype=np.float32).mean(-1), axis=(0, 2))  # a thing covers less than half of a row
+    third = len(rows) // 3
+    return 1.0 - float(rows[:third].mean() / rows[-third:].mean())
+
+
 def judge(clip: np.ndarray, color: str | None = None) -> Seen:
     """Measures the thing in a clip [F, H, W, 3]; with `color`, the thing of that colour among several."""
     seen = color or dominant_color(clip)

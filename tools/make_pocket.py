@@ -142,7 +142,7 @@ def make_pocket(models: Path, *, fp8: bool = True, trained: bool = True) -> list
         paths.append(models / member.folder / member.name)
         write(build(member, fp8=fp8, trained=trained), paths[-1], member.metadata)
     members = {member.name: member for member in family.MEMBERS}
-    for lora in family.LORAS:
+    for lora in (*family.LORAS, *family.STYLES):
         paths.append(models / "loras" / lora.name)
         write(build_lora(lora, dict(shapes_of(members[lora.base])), trained=trained), paths[-1], {})
     return paths

@@ -175,7 +175,8 @@ def train_lora(name: str, plan: Plan) -> None:
     model = trained.high if expert == "high" else trained.low
     torch.manual_seed(plan.seed)
     pairs = LowRank(model, LORAS[name].rank).to(plan.device)
-    train(distill.stage(name, model, pairs, expert, segments, plan), plan)
+    stage = distill.stage(name, model, pairs, expert, segments, plan)
+    train(stage if taught is None else replace(stage, steps=looks.STEPS), plan)
     pairs.save(models.weights_file_of(name, plan.out))
 
 

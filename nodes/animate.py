@@ -15,8 +15,8 @@ from .bridge.clips import CLIPS
 from .bridge.latents import grid_for
 from .bridge.show import show_on_node
 from .clip_inputs import clip_outputs, prompt_inputs
-from .images import SIZES, size_for
 from .latents import refusal, size_inputs
+from .pictures import SIZES, size_for
 
 
 class WanCoreAnimateToVideo(io.ComfyNode):

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..wan_core.geometry import whole_frames
-from .bridge.latents import LatentGrid
-from .images import SIZES
-from .latents import batch_input, frames_for, length_input, seconds_input, size_inputs
+from ..wan_core.geometry import Size, whole_frames
+from .bridge.latents import LatentGrid, empty_latent
+from .latents import batch_input, frames_for, length_input, seconds_input, size_inputs, summary
+from .pictures import SIZES, size_for
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What the widgets of size and length came to."""
+
+    grid: LatentGrid
+    size: Size
+    frames: int
+
+    def latent(self, batch_size: int) -> dict[str, Any]:
+        """The empty latent of the clip."""
+        return empty_latent(self.grid, self.size, self.frames, batch_size)
+
+    def summary(self) -> str:
+        """What the node shows of it."""
+        return summary(self.grid, self.size, self.frames)
 
 
 def prompt_inputs(vae: str) -> list[io.Input]:
@@ -21,21 +39,21 @@ def prompt_inputs(vae: str) -> list[io.Input]:
     ]
 
 
-def start_input() -> io.Input:
-    """Returns the socket of the first picture."""
+def start_input(more: str = "") -> io.Input:
+    """Returns the socket of the first picture; `more` goes to the end of its tooltip."""
     return io.Image.Input(
         "start_image",
         optional=True,
-        tooltip="The clip begins with this picture; several pictures are its first frames.",
+        tooltip=f"The clip begins with this picture; several pictures are its first frames.{more}",
     )
 
 
-def end_input() -> io.Input:
-    """Returns the socket of the last picture."""
+def end_input(more: str = "") -> io.Input:
+    """Returns the socket of the last picture; `more` goes to the end of its tooltip."""
     return io.Image.Input(
         "end_image",
         optional=True,
-        tooltip="The clip ends with this picture; several pictures are its last frames.",
+        tooltip=f"The clip ends with this picture; several pictures are its last frames.{more}",
     )
 
 
@@ -66,6 +84,16 @@ def clip_outputs(what: str) -> list[io.Output]:
         io.Conditioning.Output("negative", tooltip=f"The negative prompt with {what}, for a sampler."),
         io.Latent.Output("latent", tooltip="Latent that knows its frame rate, for a sampler."),
     ]
+
+
+def clip_for(grid: LatentGrid, size: tuple[str, int, int], frames: int, picture: Any) -> Clip:
+    """The clip of the widgets size, width and height; its aspect may be that of `picture`.
+
+    Raises:
+        InputError: the model does not take the size.
+    """
+    choice, width, height = size
+    return Clip(grid, size_for(choice, (width, height), grid, picture), frames)
 
 
 def frames_of_clip(grid: LatentGrid, seconds: float, length: int, video: Any) -> int:

@@ -14,9 +14,10 @@ from ..wan_core.image_conditioning import cover, cover_lanczos
 from ..wan_core.tasks import FUN_A14B, TI2V_5B
 from .bridge import fun
 from .bridge.images import start_latent, with_conditions
-from .bridge.latents import empty_latent, grid_for, grid_of
+from .bridge.latents import grid_for, grid_of
 from .bridge.show import show_on_node
 from .clip_inputs import (
+    clip_for,
     clip_inputs,
     clip_outputs,
     end_input,
@@ -24,8 +25,8 @@ from .clip_inputs import (
     prompt_inputs,
     start_input,
 )
-from .images import SIZES, ends, pictures_of, size_for
-from .latents import frames_for, refusal, summary
+from .latents import frames_for, refusal
+from .pictures import SIZES, ends, pictures_of
 
 CATEGORY = "WanCore/conditioning"
 ANY_VAE = "The model's VAE: wan_2.1_vae for the A14B models, wan2.2_vae for the 5B."
@@ -85,8 +86,8 @@ class WanCoreFunControlToVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         grid = grid_of(vae)
         frames = frames_of_clip(grid, seconds, length, control_video)
-        chosen = size_for(size, (width, height), grid, control_video)
-        latent = empty_latent(grid, chosen, frames, batch_size)
+        clip = clip_for(grid, (size, width, height), frames, control_video)
+        latent, chosen = clip.latent(batch_size), clip.size
         keyframes = ends(start_image, end_image, frames, chosen, fitted=False)
         pictures = fun.picture_channels(vae, latent["samples"], keyframes, frames)
         latent = _started(latent, vae, start_image, chosen)
@@ -96,7 +97,7 @@ class WanCoreFunControlToVideo(io.ComfyNode):
         if ref_image is not None:
             reference = cover(pictures_of(ref_image[:1]), chosen, antialias=True).unsqueeze(2)
         positive, negative = fun.follow((positive, negative), vae, control, reference, pictures)
-        show_on_node(cls.hidden.unique_id, summary(grid, chosen, frames))
+        show_on_node(cls.hidden.unique_id, clip.summary())
         return io.NodeOutput(positive, negative, latent)
 
 
@@ -166,18 +167,19 @@ class WanCoreFunCameraToVideo(io.ComfyNode):
         camera_conditions: Any = None,
     ) -> io.NodeOutput:
         grid = grid_for(vae, FUN_A14B, "Fun Camera")
-        frames = frames_for(grid, seconds, length)
-        chosen = size_for(size, (width, height), grid, start_image if start_image is not None else end_image)
+        first = start_image if start_image is not None else end_image
+        clip = clip_for(grid, (size, width, height), frames_for(grid, seconds, length), first)
+        frames, chosen = clip.frames, clip.size
         if camera_conditions is None:
             rays = camera_rays(PATHS[camera_pose], speed, frames, chosen)
         else:
             rays = camera_conditions
             fun.check_rays(rays, frames, chosen)
-        latent = empty_latent(grid, chosen, frames, batch_size)
+        latent = clip.latent(batch_size)
         keyframes = ends(start_image, end_image, frames, chosen, fitted=size in geometry.ASPECT_SIZES)
         pictures = fun.picture_channels(vae, latent["samples"], keyframes, frames)
         positive, negative = with_conditions((positive, negative), {**pictures, fun.CAMERA: rays})
-        show_on_node(cls.hidden.unique_id, summary(grid, chosen, frames))
+        show_on_node(cls.hidden.unique_id, clip.summary())
         return io.NodeOutput(positive, negative, latent)
 
 
@@ -235,8 +237,8 @@ class WanCoreInpaintToVideo(io.ComfyNode):
         _check_video(video, masks)
         frames = frames_of_clip(grid, seconds, length, video)
         first = next((image for image in (video, start_image, end_image) if image is not None), None)
-        chosen = size_for(size, (width, height), grid, first)
-        latent = empty_latent(grid, chosen, frames, batch_size)
+        clip = clip_for(grid, (size, width, height), frames, first)
+        latent, chosen = clip.latent(batch_size), clip.size
         fitted = size in geometry.ASPECT_SIZES and video is None
         keyframes = ends(start_image, end_image, frames, chosen, fitted=fitted)
         if video is None:
@@ -244,10 +246,10 @@ class WanCoreInpaintToVideo(io.ComfyNode):
             positive, negative = with_conditions((positive, negative), values)
         else:
             pixels = cover(pictures_of(video[:frames]), chosen, antialias=True)
-            clip = masked_clip(pixels, cover_masks(masks[:frames], chosen), keyframes, frames, chosen)
-            positive, negative = fun.fill_holes((positive, negative), vae, clip)
+            masked = masked_clip(pixels, cover_masks(masks[:frames], chosen), keyframes, frames, chosen)
+            positive, negative = fun.fill_holes((positive, negative), vae, masked)
         latent = _started(latent, vae, start_image, chosen)
-        show_on_node(cls.hidden.unique_id, summary(grid, chosen, frames))
+        show_on_node(cls.hidden.unique_id, clip.summary())
         return io.NodeOutput(positive, negative, latent)
 
 

@@ -8,15 +8,15 @@ from comfy_api.latest import io
 
 from ..wan_core import geometry
 from ..wan_core.errors import InputError
-from ..wan_core.image_conditioning import Keyframe, cover, cover_lanczos, stretch
+from ..wan_core.image_conditioning import cover_lanczos
 from ..wan_core.tasks import TI2V_5B
 from .bridge.clip_vision import with_features
 from .bridge.images import condition_on, seen_by_clip, start_latent
-from .bridge.latents import LatentGrid, empty_latent, grid_of
+from .bridge.latents import LatentGrid, grid_of
 from .bridge.show import show_on_node
-from .latents import batch_input, frames_for, length_input, refusal, seconds_input, size_inputs, summary
-
-SIZES = {**geometry.ASPECT_SIZES, **geometry.VIDEO_SIZES}
+from .clip_inputs import clip_for, clip_inputs, clip_outputs, end_input, prompt_inputs, start_input
+from .latents import frames_for, refusal
+from .pictures import SIZES, ends, pictures_of
 
 
 class WanCoreImageToVideo(io.ComfyNode):
@@ -24,7 +24,6 @@ class WanCoreImageToVideo(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        size, width, height = size_inputs(SIZES, next(iter(SIZES)))
         return io.Schema(
             node_id="WanCoreImageToVideo",
             display_name="Wan Image to Video",
@@ -32,26 +31,10 @@ class WanCoreImageToVideo(io.ComfyNode):
             description="Makes a clip start from a picture, end with one, or both, and sets its size and length.",
             search_aliases=["i2v", "first last frame", "flf2v", "ti2v", "start image", "end image", "animate image"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="The prompt, from Wan Text Encode."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt, from Wan Text Encode."),
-                io.Vae.Input("vae", tooltip="The model's VAE: wan_2.1_vae for I2V-A14B, wan2.2_vae for TI2V-5B."),
-                io.Image.Input(
-                    "start_image",
-                    optional=True,
-                    tooltip="The clip begins with this picture; several pictures are its first frames. The 5B makes a "
-                    "clip from text alone without it.",
-                ),
-                io.Image.Input(
-                    "end_image",
-                    optional=True,
-                    tooltip="The clip ends with this picture; several pictures are its last frames. Not for the 5B.",
-                ),
-                size,
-                seconds_input(),
-                length_input(),
-                batch_input("clips"),
-                width,
-                height,
+                *prompt_inputs("The model's VAE: wan_2.1_vae for I2V-A14B, wan2.2_vae for TI2V-5B."),
+                start_input(" The 5B makes a clip from text alone without it."),
+                end_input(" Not for the 5B."),
+                *clip_inputs(),
                 io.ClipVisionOutput.Input(
                     "clip_vision_start_image",
                     optional=True,
@@ -63,11 +46,7 @@ class WanCoreImageToVideo(io.ComfyNode):
                     tooltip="For Wan 2.1 FLF2V: end_image through CLIP Vision Encode, with crop none.",
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output("positive", tooltip="The prompt and the pictures, for a sampler."),
-                io.Conditioning.Output("negative", tooltip="The negative prompt and the pictures, for a sampler."),
-                io.Latent.Output("latent", tooltip="Latent that knows its frame rate, for a sampler."),
-            ],
+            outputs=clip_outputs("the pictures"),
             hidden=[io.Hidden.unique_id],
             not_idempotent=True,  # else one of two equal nodes would stay without its text
         )
@@ -95,9 +74,9 @@ class WanCoreImageToVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         grid = grid_of(vae)
         _check_pictures(grid, start_image, end_image)
-        frames = frames_for(grid, seconds, length)
-        chosen = size_for(size, (width, height), grid, start_image if start_image is not None else end_image)
-        latent = empty_latent(grid, chosen, frames, batch_size)
+        picture = start_image if start_image is not None else end_image
+        clip = clip_for(grid, (size, width, height), frames_for(grid, seconds, length), picture)
+        latent, chosen, frames = clip.latent(batch_size), clip.size, clip.frames
         if grid.channels == TI2V_5B.latent_channels:
             if start_image is not None:
                 pictures = cover_lanczos(
@@ -110,7 +89,7 @@ class WanCoreImageToVideo(io.ComfyNode):
             seen = [output for output in (clip_vision_start_image, clip_vision_end_image) if output is not None]
             positive, negative = with_features((positive, negative), seen)
         positive, negative = seen_by_clip((positive, negative), clip_vision_start_image, clip_vision_end_image)
-        show_on_node(cls.hidden.unique_id, summary(grid, chosen, frames))
+        show_on_node(cls.hidden.unique_id, clip.summary())
         return io.NodeOutput(positive, negative, latent)
 
 
@@ -131,33 +110,6 @@ def _check_pictures(grid: LatentGrid, start_image: Any, end_image: Any) -> None:
             where="start_image",
             remedy="Connect start_image or end_image; for text alone take Wan Text to Video and a T2V model",
         )
-
-
-def size_for(choice: str, custom: geometry.Size, grid: LatentGrid, image: Any) -> geometry.Size:
-    """The clip's size: of the picture's aspect where that is chosen and there is one."""
-    if choice in geometry.ASPECT_SIZES and image is not None:
-        picture = image.shape[2], image.shape[1]
-        return geometry.size_at_aspect(picture, geometry.ASPECT_SIZES[choice], grid.multiple)
-    return geometry.choose_size(SIZES, choice, custom, grid.multiple)
-
-
-def ends(start_image: Any, end_image: Any, frames: int, size: geometry.Size, *, fitted: bool) -> list[Keyframe]:
-    """The first and last frames. `fitted`: the size was made for the first picture, which is stretched to it."""
-    keyframes = []
-    if start_image is not None:
-        pictures = pictures_of(start_image[:frames])
-        keyframes.append(Keyframe(0, stretch(pictures, size) if fitted else cover(pictures, size)))
-    if end_image is not None:
-        pictures = pictures_of(end_image[-frames:])
-        alone = fitted and start_image is None
-        ending = stretch(pictures, size) if alone else cover(pictures, size)
-        keyframes.append(Keyframe(frames - len(ending), ending))
-    return keyframes
-
-
-def pictures_of(image: Any) -> Any:
-    """IMAGE [n, H, W, C] in 0..1 -> [n, 3, H, W] in -1..1, without transparency."""
-    return image[..., :3].movedim(-1, 1).float() * 2 - 1
 
 
 NODES = [WanCoreImageToVideo]

@@ -11,11 +11,11 @@ from ..wan_core.image_conditioning import Keyframe, cover, stretch
 from ..wan_core.keyframes import parse_frames, parse_strengths
 from ..wan_core.tasks import I2V_A14B
 from .bridge.images import condition_on
-from .bridge.latents import empty_latent, grid_for
+from .bridge.latents import grid_for
 from .bridge.show import show_on_node
-from .clip_inputs import clip_inputs, clip_outputs, prompt_inputs
-from .images import SIZES, pictures_of, size_for
-from .latents import frames_for, refusal, summary
+from .clip_inputs import clip_for, clip_inputs, clip_outputs, prompt_inputs
+from .latents import frames_for, refusal
+from .pictures import SIZES, pictures_of
 
 MOST = 32  # pictures that can be connected
 
@@ -83,14 +83,14 @@ class WanCoreKeyframesToVideo(io.ComfyNode):
         count = frames_for(grid, seconds, length)
         given = [image for image in images.values() if image is not None]
         places, holds = parse_frames(frames, len(given), count), parse_strengths(strengths, len(given))
-        chosen = size_for(size, (width, height), grid, given[0])
+        clip = clip_for(grid, (size, width, height), count, given[0])
         keyframes = []
         for number, (image, place, strength) in enumerate(zip(given, places, holds, strict=True)):
             fit = stretch if number == 0 and size in geometry.ASPECT_SIZES else cover  # the size is the first one's
-            keyframes.append(Keyframe(place, fit(pictures_of(image), chosen), strength))
-        positive, negative = condition_on((positive, negative), vae, keyframes, count, chosen)
-        show_on_node(cls.hidden.unique_id, summary(grid, chosen, count))
-        return io.NodeOutput(positive, negative, empty_latent(grid, chosen, count, batch_size))
+            keyframes.append(Keyframe(place, fit(pictures_of(image), clip.size), strength))
+        positive, negative = condition_on((positive, negative), vae, keyframes, count, clip.size)
+        show_on_node(cls.hidden.unique_id, clip.summary())
+        return io.NodeOutput(positive, negative, clip.latent(batch_size))
 
 
 NODES = [WanCoreKeyframesToVideo]

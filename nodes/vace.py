@@ -10,12 +10,12 @@ from ..wan_core import geometry
 from ..wan_core.control import cover_masks, masked_clip
 from ..wan_core.image_conditioning import cover, on_white
 from ..wan_core.tasks import VACE_21
-from .bridge.latents import empty_latent, grid_for, with_references
+from .bridge.latents import grid_for, with_references
 from .bridge.show import show_on_node
 from .bridge.vace import control_with
-from .clip_inputs import clip_inputs, clip_outputs, end_input, frames_of_clip, prompt_inputs, start_input
-from .images import SIZES, ends, pictures_of, size_for
-from .latents import refusal, summary
+from .clip_inputs import clip_for, clip_inputs, clip_outputs, end_input, frames_of_clip, prompt_inputs, start_input
+from .latents import refusal
+from .pictures import SIZES, ends, pictures_of
 
 
 class WanCoreVaceToVideo(io.ComfyNode):
@@ -99,18 +99,20 @@ class WanCoreVaceToVideo(io.ComfyNode):
         grid = grid_for(vae, VACE_21, "VACE")
         frames = frames_of_clip(grid, seconds, length, control_video)
         first = next((image for image in (control_video, start_image, end_image) if image is not None), None)
-        chosen = size_for(size, (width, height), grid, first)
+        clip = clip_for(grid, (size, width, height), frames, first)
+        chosen = clip.size
         video = None
         if control_video is not None:
             video = cover(pictures_of(control_video[:frames]), chosen, antialias=True)
         masks = None if control_masks is None else cover_masks(control_masks[:frames], chosen)
         fitted = size in geometry.ASPECT_SIZES and first is not control_video
-        clip = masked_clip(video, masks, ends(start_image, end_image, frames, chosen, fitted=fitted), frames, chosen)
+        keyframes = ends(start_image, end_image, frames, chosen, fitted=fitted)
+        masked = masked_clip(video, masks, keyframes, frames, chosen)
         references = () if reference_image is None else pictures_of(reference_image).split(1)
         shown = [on_white(picture, chosen) for picture in references]
-        positive, negative = control_with((positive, negative), vae, clip, shown, strength)
-        latent = with_references(empty_latent(grid, chosen, frames, batch_size), len(shown))
-        show_on_node(cls.hidden.unique_id, summary(grid, chosen, frames))
+        positive, negative = control_with((positive, negative), vae, masked, shown, strength)
+        latent = with_references(clip.latent(batch_size), len(shown))
+        show_on_node(cls.hidden.unique_id, clip.summary())
         return io.NodeOutput(positive, negative, latent, len(shown))
 
 

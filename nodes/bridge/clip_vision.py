@@ -75,10 +75,11 @@ def load_clip_vision(path: str | Path) -> ClipVision:
         raise _another(where, f"no tensor {error}") from None
     if config.dim % HEAD_DIM:
         raise _another(where, f"features of width {config.dim}")
-    encoder = ClipVision(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in encoder.model.state_dict().items()}
+    whole = VisionEncoder(config, device="meta")  # under Dynamic VRAM layers have no tensors before they are loaded
+    expected = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     weights = {name: tensor for name, tensor in weights.items() if name in expected}
     check_tensors(where, {name: tuple(tensor.shape) for name, tensor in weights.items()}, expected)
+    encoder = ClipVision(config)
     encoder.model.load_state_dict(weights)
     return encoder
 

@@ -14,6 +14,8 @@ from ..comfy_host import import_comfy
 ROOT = import_comfy()
 
 import comfy.clip_vision
+import comfy.memory_management
+import comfy.utils
 from make_pocket import build, write
 from wancore.nodes.bridge.clip_vision import load_clip_vision
 from wancore.nodes.bridge.replay import digest
@@ -77,6 +79,15 @@ def test_official_names_make_the_same_encoder(path, tmp_path):
         save_file(weights, tmp_path / "official.safetensors")
         ours, other = load_clip_vision(path), load_clip_vision(tmp_path / "official.safetensors")
         assert all(torch.equal(tensor, other.get_sd()[name]) for name, tensor in ours.get_sd().items())
+
+
+def test_layers_without_tensors_are_filled(path, monkeypatch):
+    """As under Dynamic VRAM, whose layers get their tensors from the file alone."""
+    expected, weights = load_clip_vision(path).get_sd(), load_file(path)
+    monkeypatch.setattr(comfy.utils, "load_torch_file", lambda *args, **kwargs: weights)  # its own mapping needs a GPU
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True, raising=False)
+    found = load_clip_vision(path).get_sd()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_finished_step_is_found_again_by_what_clip_saw(path):

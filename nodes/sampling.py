@@ -212,8 +212,7 @@ class WanCoreKSampler(io.ComfyNode):
         resume: bool = False,
         switching: str = SWITCHING[0],
     ) -> io.NodeOutput:
-        pair = sampling.Pair.of(high, low)
-        sampling.check_latent(latent, pair.facts)
+        pair = sampling.pair_for(high, low, latent)
         wishes = Settings(preset, steps, cfg_high, cfg_low, shift, boundary, sampler_name, scheduler)
         run = sampling.Run(seed, denoise, start_at_step, end_at_step, add_noise)
         plan = sampling.plan(pair, wishes, run, switching)

@@ -6,7 +6,9 @@ Guidance is the classifier-free guidance scale of each expert; one number for bo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+AREA_480P, AREA_720P = 832 * 480, 1280 * 720  # pixels; what the models were trained on
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,13 @@ class Task:
     frames: int  # official clip length, 4n+1
     latent_channels: int  # 16: VAE 2.1, 48: VAE 2.2
     size_multiple: int  # pixels; width and height are multiples of it
+    shift_480p: float | None = None  # the shift of clips nearer to 480p than to 720p; None: one for every size
+
+    def at(self, width: int, height: int) -> Task:
+        """The row for a clip of width x height pixels."""
+        if self.shift_480p is None or width * height > (AREA_480P * AREA_720P) ** 0.5:
+            return self
+        return replace(self, shift=self.shift_480p)
 
 
 T2V_A14B = Task("t2v-A14B", "Wan 2.2 T2V-A14B", 40, 12.0, 4.0, 3.0, 0.875, 16, 81, 16, 16)
@@ -37,13 +46,14 @@ TI2V_5B = Task("ti2v-5B", "Wan 2.2 TI2V-5B", 50, 5.0, 5.0, 5.0, None, 24, 121, 4
 T2V_21 = Task("t2v-2.1", "Wan 2.1 T2V-14B", 50, 5.0, 5.0, 5.0, None, 16, 81, 16, 16)
 # Wan-Video/Wan2.1 README: shift 8 to 12 and guidance 6 for the 1.3B model
 T2V_1_3B = Task("t2v-1.3B", "Wan 2.1 T2V-1.3B", 50, 8.0, 6.0, 6.0, None, 16, 81, 16, 16)
-# Wan-Video/Wan2.1 generate.py
-I2V_21 = Task("i2v-2.1", "Wan 2.1 I2V-14B", 40, 5.0, 5.0, 5.0, None, 16, 81, 16, 16)
-# VideoX-Fun examples/wan2.2_fun and wan2.2_vace_fun, config/wan2.2; the same for control, camera and inpainting
+# Wan-Video/Wan2.1 generate.py: shift 3 for 832*480 and 480*832, else 5
+I2V_21 = Task("i2v-2.1", "Wan 2.1 I2V-14B", 40, 5.0, 5.0, 5.0, None, 16, 81, 16, 16, shift_480p=3.0)
+# aigc-apps/VideoX-Fun examples/wan2.2_fun and wan2.2_vace_fun, config/wan2.2 at 804a425; the same for control, camera
+# and inpainting. The 5B's scripts take 50 steps but one (control without a reference picture), which takes 40.
 FUN_A14B = Task("fun-A14B", "Wan 2.2 Fun-A14B", 50, 5.0, 6.0, 6.0, 0.900, 16, 81, 16, 16)
 FUN_5B = Task("fun-5B", "Wan 2.2 Fun-5B", 50, 5.0, 6.0, 6.0, None, 24, 121, 48, 32)
 VACE_FUN_A14B = Task("vace-fun-A14B", "Wan 2.2 VACE-Fun-A14B", 50, 12.0, 5.0, 5.0, 0.875, 16, 81, 16, 16)
-# VideoX-Fun examples/wan2.1_fun
+# VideoX-Fun examples/wan2.1_fun at 804a425
 FUN_21 = Task("fun-2.1", "Wan 2.1 Fun", 50, 3.0, 6.0, 6.0, None, 16, 81, 16, 16)
 FLF2V_21 = Task("flf2v-2.1", "Wan 2.1 FLF2V-14B", 50, 16.0, 5.0, 5.0, None, 16, 81, 16, 16)
 VACE_21 = Task("vace-2.1", "Wan 2.1 VACE", 50, 16.0, 5.0, 5.0, None, 16, 81, 16, 16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...wan_core.errors import WrongModelError
@@ -35,6 +35,10 @@ class Pair:
                 remedy="Load both experts of one model",
             )
         return cls(high, low, facts, other)
+
+    def at(self, width: int, height: int) -> Pair:
+        """The same with the official defaults of clips of width x height pixels."""
+        return replace(self, facts=replace(self.facts, task=self.facts.task.at(width, height)))
 
     @property
     def distilled(self) -> bool:

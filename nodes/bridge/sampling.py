@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...wan_core.errors import InputError
+from ...wan_core.geometry import PATCH
 from ...wan_core.sampling.experts import boundary_after, steps_per_expert
 from ...wan_core.sampling.presets import DISTILLED_GUIDANCE, OFFICIAL, Settings, resolve, summary
 from ...wan_core.sampling.schedules import official_schedule
@@ -191,6 +192,20 @@ def _part(sigmas: Tensor, run: Run) -> Tensor:
             remedy="Set end_at_step above start_at_step",
         )
     return sigmas[: run.end_at_step + 1][run.start_at_step :]
+
+
+def pair_for(high: Any, low: Any | None, latent: dict[str, Any]) -> Pair:
+    """The models of a run over this latent, with the official defaults for its size.
+
+    Raises:
+        WrongModelError: they do not belong together; see Pair.of.
+        InputError: the latent is not one of theirs; see check_latent.
+    """
+    pair = Pair.of(high, low)
+    check_latent(latent, pair.facts)
+    rows, columns = latent["samples"].shape[-2:]
+    pixels = pair.facts.task.size_multiple // PATCH
+    return pair.at(columns * pixels, rows * pixels)
 
 
 def check_latent(latent: dict[str, Any], facts: ModelFacts) -> None:

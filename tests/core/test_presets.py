@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wancore.wan_core.errors import InputError
 from wancore.wan_core.sampling.presets import PRESETS, Settings, resolve, summary
-from wancore.wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B
+from wancore.wan_core.tasks import I2V_21, I2V_A14B, T2V_A14B, TI2V_5B
 
 
 def test_auto_is_official_for_plain_models():
@@ -15,6 +15,14 @@ def test_auto_is_official_for_plain_models():
     assert chosen == Settings("official", 40, 3.5, 3.5, 5.0, 0.9, "official_unipc", "official")
     chosen = resolve(Settings(), TI2V_5B, distilled=False)
     assert chosen == Settings("official", 50, 5.0, 5.0, 5.0, 0.0, "official_unipc", "official")
+
+
+@pytest.mark.parametrize(
+    ("size", "shift"), [((832, 480), 3.0), ((480, 832), 3.0), ((640, 640), 3.0), ((1280, 720), 5.0), ((960, 960), 5.0)]
+)
+def test_pictures_of_wan_21_take_a_smaller_shift_at_480p(size: tuple[int, int], shift: float):
+    assert resolve(Settings(), I2V_21.at(*size), distilled=False).shift == shift
+    assert I2V_A14B.at(*size) == I2V_A14B
 
 
 def test_auto_is_fast_for_distilled_models():

@@ -21,10 +21,14 @@ class Nodes:
     def __init__(self, object_info: Mapping[str, Any]) -> None:
         self._object_info = object_info
 
+    def inputs(self, node_type: str) -> dict[str, Any]:
+        """What a node can be given: {input: its kind and settings}."""
+        kinds = self._object_info[node_type]["input"]
+        return {**kinds.get("required", {}), **kinds.get("optional", {})}
+
     def __call__(self, node_type: str, **inputs: Any) -> Prompt:
         """One node: the default of every widget, and `inputs` over them."""
-        kinds = self._object_info[node_type]["input"]
-        kinds = {**kinds.get("required", {}), **kinds.get("optional", {})}
+        kinds = self.inputs(node_type)
         unknown = inputs.keys() - kinds.keys()
         assert not unknown, f"{node_type} has no input {unknown}"
         widgets = {name: default_of(*kind) for name, kind in kinds.items()}

@@ -26,7 +26,7 @@ STEP, FIELD = 320, 400  # samples from one feature to the next, and that one is 
 WINDOW = 2 * FRAME  # samples over which loudness is measured
 LENGTHS = (51, 124)  # frames of the sounds that it is trained on
 BATCH_FRAMES = 6_000
-STEPS = 800
+STEPS = 600
 RATES = 2e-3, 2e-3  # learning rate of Adam, of Muon
 
 

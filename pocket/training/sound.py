@@ -19,7 +19,7 @@ from .loop import Plan, Stage
 from .sound_clips import KINDS, SoundLatents
 from .sound_model import lighten
 
-RECIPE = Recipe("s2v", S2V_14B, "both", (), "", salt=8, steps=16_000, tokens=18_000)
+RECIPE = Recipe("s2v", S2V_14B, "both", (), "", salt=8, steps=14_000, tokens=18_000)
 SILENT = 0.05  # share of the clips with their text whose sound is left out
 
 

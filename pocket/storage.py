@@ -24,6 +24,7 @@ from ..wan_core.weights.ggml_types import BY_NAME, SUPER, TYPES
 
 SUFFIX = ".gguf"
 LEAST = 512  # elements; smaller tensors are kept as bfloat16
+PLAIN = ("patch_embedding.weight", "modulation")  # what loaders take unquantised
 DOWN, UP = ".low_rank_down", ".low_rank_up"  # factors of a difference, behind the name of the matrix
 SHAPE = "comfy.gguf.orig_shape."
 SPIECE = "spiece_model"  # the tokenizer, bytes in the metadata
@@ -67,9 +68,9 @@ def _q6_k(rows: Tensor) -> Tensor:
     return torch.cat([low.flatten(1), high.flatten(1), _bytes(steps.to(torch.int8)), _bytes(whole)], 1)
 
 
-def kind_of(weight: Tensor) -> str:
+def kind_of(name: str, weight: Tensor) -> str:
     """The type that a tensor is stored as."""
-    if weight.ndim < 2 or weight.numel() < LEAST or weight.numel() % 32:
+    if weight.ndim < 2 or weight.numel() < LEAST or weight.numel() % 32 or name.endswith(PLAIN):
         return "BF16"
     return "Q6_K" if weight.ndim == 2 and weight.shape[1] % SUPER == 0 else "Q8_0"
 
@@ -101,7 +102,7 @@ def save(
     table, data, offset = [], [], 0
     for name, weight in weights.items():
         value = weight.detach().cpu()
-        kind = kind_of(value)
+        kind = kind_of(name, value)
         shape = _dimensions(value, kind)
         if shape != value.shape:
             entries.append((_text(SHAPE + name), _array(INT32, "i", tuple(value.shape))))

@@ -24,10 +24,10 @@ KEPT = {"matrix": drawn(96, 512), "narrow": drawn(64, 128), "convolution": drawn
 def test_weights_come_back(tmp_path: Path):
     storage.save(KEPT, tmp_path / "kept.gguf", {"config": "{}"}, b"a\xff\x00")
     found = storage.load(tmp_path / "kept.gguf")
-    assert {storage.kind_of(value) for value in KEPT.values()} == set(ERRORS)
+    assert {storage.kind_of(name, value) for name, value in KEPT.items()} == set(ERRORS)
     for name, value in KEPT.items():
         assert found[name].shape == value.shape
-        assert (found[name].float() - value).norm() <= ERRORS[storage.kind_of(value)] * value.norm(), name
+        assert (found[name].float() - value).norm() <= ERRORS[storage.kind_of(name, value)] * value.norm(), name
     assert storage.load_spiece(tmp_path / "kept.gguf") == b"a\xff\x00"
 
 

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+import comfy.model_management
 import comfy.utils
 import latent_preview
 import torch
 import torch.nn.functional as F
+from comfy.taesd.taehv import apply_model_with_memblocks
 from PIL import Image
 from torch import Tensor
 
@@ -56,26 +58,33 @@ def largest_side() -> int:
 class Previews:
     """The pictures of one run."""
 
-    def __init__(self, model: Any, frame_rate: float) -> None:
+    def __init__(self, model: Any, frame_rate: float, latent: Tensor) -> None:
+        """`latent` has the shape of what is sampled."""
         layout = model.model.latent_format
         self.previewer = latent_preview.get_previewer(model.load_device, layout)
-        self.frame_rate, self.since = frame_rate, time.monotonic()  # since: when the step began
+        self.frame_rate = frame_rate
         self.spread: Spread | None = None
         if isinstance(self.previewer, latent_preview.TAEHVPreviewerImpl) and layout.latent_rgb_factors is not None:
             factors = layout.latent_rgb_factors, layout.latent_rgb_factors_bias, layout.latent_rgb_factors_reshape
             self.factors = latent_preview.Latent2RGBPreviewer(*factors)
-            if moves(self.factors):
-                self.spread = Spread(lambda latent: small(self.previewer.taesd.decode(latent)[0]), MOST_FRAMES)
+            if moves(self.factors) and is_clip(latent):
+                self.spread = Spread(lambda part: small(decoded(self.previewer.taesd, part)), MOST_FRAMES)
+                self.spread.measure(torch.zeros_like(latent[:1, :, :1], device=model.load_device))
+        self.since = time.monotonic()  # when the step began
 
     def of(self, x0: Tensor) -> tuple[str, Any, int | None] | None:
         """The picture of one step; None where the user wants none."""
         if self.previewer is None:
             return None
-        if self.spread is None or not is_clip(x0):
+        if self.spread is None:
             return preview_of(self.previewer, x0, self.frame_rate)
         if x0.device.type == "cuda":
             torch.cuda.synchronize(x0.device)  # what is measured is the picture, not the step before it
-        frames = self.spread.of(x0[:1], time.monotonic() - self.since, self._by_factors)
+        try:
+            frames = self.spread.of(x0[:1], time.monotonic() - self.since, self._by_factors)
+        except comfy.model_management.OOM_EXCEPTION:  # the run has no memory to spare
+            self.spread, self.previewer = None, self.factors
+            return self.of(x0)
         self.since = time.monotonic()
         return "PNG", Animation(frames, duration_of(x0, self.frame_rate)), None
 
@@ -84,13 +93,13 @@ class Previews:
 
 
 def prepare_callback(
-    model: Any, x0_output: dict[str, Tensor], frame_rate: float, part: Part = ONLY
+    model: Any, latent: Tensor, x0_output: dict[str, Tensor], frame_rate: float, part: Part = ONLY
 ) -> Callable[[int, Tensor, Tensor, int], None]:
     """As latent_preview.prepare_callback (bar, preview, interrupt), with the clip moving at `frame_rate`.
 
-    The bar is that of all parts.
+    `latent` has the shape of what is sampled. The bar is that of all parts.
     """
-    previews = Previews(model, frame_rate)
+    previews = Previews(model, frame_rate, latent)
     bar = comfy.utils.ProgressBar(part.count)
 
     def callback(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
@@ -129,6 +138,21 @@ def frames_of(previewer: Any, x0: Tensor) -> Tensor:
     factors, bias = previewer.latent_rgb_factors, previewer.latent_rgb_factors_bias
     colours = F.linear(x0[0].movedim(0, -1), factors.to(x0), None if bias is None else bias.to(x0))
     return (colours + 1) / 2
+
+
+def decoded(vae: Any, latent: Tensor) -> Tensor:
+    """A tiny VAE's frames [F, H, W, 3] in 0..1 of latent [1, C, f, H, W], where it works.
+
+    As its `decode`, which takes each to the CPU in full size: that costs ten times as much.
+    """
+    memory = vae.memory_used_decode(latent.shape, vae.vae_dtype)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
+    tiny = vae.first_stage_model
+    values = tiny.process_in(latent.to(vae.device, vae.vae_dtype)).movedim(2, 1)
+    frames = apply_model_with_memblocks(
+        tiny.decoder, values, False, False, output_device=vae.device, patch_size=tiny.patch_size, decode=True
+    )
+    return vae.process_output(frames[0, tiny.frames_to_trim :].movedim(1, -1))
 
 
 def small(frames: Tensor) -> Frames:

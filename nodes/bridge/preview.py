@@ -29,9 +29,11 @@ class RunReport:
         self.started = time.monotonic()
         show_on_node(self.node_id, self.summary)
 
-    def callback(self, model: Any, x0_output: dict[str, Tensor], frame_rate: float) -> Callable[..., None]:
-        """Bar, live view and interrupt as natively, followed by our line."""
-        native = live_view.prepare_callback(model, x0_output, frame_rate, self.part)
+    def callback(
+        self, model: Any, latent: Tensor, x0_output: dict[str, Tensor], frame_rate: float
+    ) -> Callable[..., None]:
+        """Bar, live view and interrupt as natively, followed by our line. `latent`: the shape of what is sampled."""
+        native = live_view.prepare_callback(model, latent, x0_output, frame_rate, self.part)
 
         def report(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
             native(step, x0, x, total_steps)

@@ -275,7 +275,7 @@ def sample(
         sampler_object(plan.settings.solver),
         plan.sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=report.callback(high, estimate, latent.get(FRAME_RATE) or plan.pair.facts.task.frame_rate),
+        callback=report.callback(high, start, estimate, latent.get(FRAME_RATE) or plan.pair.facts.task.frame_rate),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=run.seed,
     )

@@ -40,8 +40,15 @@ class Spread:
         self.pictures: dict[int, Tensor] = {}  # by number of the video frame
         self.turn = 0  # the next latent frame
 
+    def measure(self, latent: Tensor) -> None:
+        """Decodes a latent [1, C, 1, H, W] to see what that costs: the second time, as the first call starts slowly."""
+        for _ in range(2):
+            start = self.clock()
+            self.decode(latent)
+            self.allowance.each = max(1e-6, self.clock() - start)
+
     def of(self, x0: Tensor, step: float, quick: Quick) -> Frames:
-        """The clip x0 [1, C, F, H, W] after a step of so many seconds."""
+        """The clip x0 [1, C, F, H, W] after a step of so many seconds. `measure` comes first."""
         self._refresh(x0, step)
         start = self.clock()
         frames = self._shown(x0, quick)
@@ -50,20 +57,11 @@ class Spread:
 
     def _refresh(self, x0: Tensor, step: float) -> None:
         """Decodes what the step has time for."""
-        spent = 0 if self.allowance.each else self._measure(x0)
-        left = min(x0.shape[2], self.allowance.frames(step) - spent)
+        left = min(x0.shape[2], self.allowance.frames(step))
         while left > (before := int(self.turn > 0)):  # a frame in the middle wants the one before it, too
             count = min(AT_ONCE, left - before, x0.shape[2] - self.turn)
             self._decode(x0, count, before)
             left -= count + before
-
-    def _measure(self, x0: Tensor) -> int:
-        """Decodes the first frame to see what it costs: the second time, as the first call starts slowly."""
-        for _ in range(2):
-            start = self.clock()
-            self.decode(x0[:, :, :1])
-            self.allowance.each = max(1e-6, self.clock() - start)
-        return 2
 
     def _decode(self, x0: Tensor, count: int, before: int) -> None:
         start, first = self.clock(), self.turn

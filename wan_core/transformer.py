@@ -155,7 +155,7 @@ class WanTransformer(nn.Module):
         self, index: int, block: nn.Module, tokens: Tensor, stream: Stream, runs: list[AdapterRun], hooks: Hooks
     ) -> Tensor:
         """One block with what adapters and hooks put around it."""
-        if hooks.at_block:
+        if hooks.at_block is not None:  # the truth of a method is more than a compiler follows
             hooks.at_block(index, self.num_layers, stream.grid)
         between = [partial(run.after_attention, index) for run in runs]
         replace = hooks.replace_block.get(index)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import comfy.ops
+import torch
 from torch import Tensor, nn
 
 from ...wan_core.weights.mapped import check_all
@@ -59,8 +60,12 @@ def stream(blocks: Iterable[nn.Module], x: Tensor, options: dict[str, Any] | Non
     Raises:
         WeightsFileError: a file that weights are read from was cut off or written over.
     """
-    prefetch, options = host.prefetch_module(), options or {}
-    blocks, files = list(blocks), options.get(FILES, ())
+    options = options or {}
+    blocks = list(blocks)
+    if torch.compiler.is_compiling():  # a compiled model is not streamed
+        yield from enumerate(blocks)
+        return
+    prefetch, files = host.prefetch_module(), options.get(FILES, ())
     if prefetch is None:
         for index, block in enumerate(blocks):
             check_all(files)

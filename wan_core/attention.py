@@ -19,6 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+try:
+    from .kernels import hopper
+except ImportError:  # no Triton, or one without Gluon
+    hopper = None
+
 PROBE_TOKENS = 8192  # longest sequence of a probe: kernels keep their order above it
 PROBE_RUNS = 3
 
@@ -159,3 +164,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     if q.device.type != "cuda":
         lengths = (PROBE_TOKENS, PROBE_TOKENS)  # nothing is measured: one entry serves every length
     return _chosen(Place(q.device, q.dtype, head_dim, heads, *lengths)).run(q, k, v, heads)
+
+
+def attention_in_8_bits(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """As `attention`, with everything rounded as kernels/attention8.py says where a kernel does it, exact elsewhere."""
+    if hopper is not None and hopper.accepts(q, k, v, heads):
+        return hopper.attention(q, k, v, heads)
+    return attention(q, k, v, heads)

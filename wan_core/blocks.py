@@ -14,12 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .attention import attention
+from .attention import attention, attention_in_8_bits
 from .config import TransformerConfig
+from .hooks import Attention as HostAttention
 from .hooks import Hooks
 from .kernels import Form, Rows8
 from .ops import Ops
 from .stream import Stream
+
+
+def _attend(hooks: Hooks, own: HostAttention) -> HostAttention:
+    return own if hooks.attention is None else hooks.attention
 
 
 class Attention(nn.Module):
@@ -64,7 +69,8 @@ class SelfAttention(Attention):
         """x [B, L, D], normed and modulated -> [B, L, D] to be added under a gate."""
         q = self._turned(self.q(x), self.norm_q, stream)
         k = self._turned(self.k(x), self.norm_k, stream)
-        out = (hooks.attention or attention)(q.flatten(2), k.flatten(2), self.v(x), self.heads)
+        attend = _attend(hooks, attention_in_8_bits if hooks.in_eight_bits else attention)
+        out = attend(q.flatten(2), k.flatten(2), self.v(x), self.heads)
         for hook in hooks.self_attention:
             out = hook(out, q, k)
         return self.o(kernels.formed(out, self.form(stream, self.o)))
@@ -99,7 +105,7 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor | Rows8, stream: Stream, hooks: Hooks) -> Tensor:
         """x [B, L, D], normed -> [B, L, D] to be added as it is."""
-        attend = hooks.attention or attention
+        attend = _attend(hooks, attention)
         q = self.normed(self.q(x), self.norm_q, stream)
         k = self.normed(self.k(stream.context), self.norm_k, stream)
         out = attend(q, k, self.v(stream.context), self.heads)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OVERRIDE = "WANCORE_CARD"
 ROWS8, TENSOR8, DECODED = "rows8", "tensor8", "decoded"
+INT8, EXACT = "int8", "exact"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,19 @@ FLOAT8_LINEAR = (
     ),
     Rule(lambda card: True, Path(ROWS8, "a scale per token, rounded inside the norms: faster and closer")),
 )
+
+
+ATTENTION_IN_8_BITS = (
+    Rule(lambda card: card.capability is None, Path(EXACT, "no NVIDIA GPU")),
+    Rule(lambda card: not card.triton, Path(EXACT, "the kernel needs Triton")),
+    Rule(lambda card: card.capability != (9, 0), Path(EXACT, "the kernel is written for sm_90")),
+    Rule(lambda card: True, Path(INT8, "int8 queries and keys, float8 values")),
+)
+
+
+def attention_in_8_bits(card: Card) -> Path:
+    """What the node Wan 8-bit Attention comes to: `int8`, or `exact` where no kernel is."""
+    return next(rule.path for rule in ATTENTION_IN_8_BITS if rule.holds(card))
 
 
 def float8_linear(card: Card) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...wan_core.hooks import Block, Hooks, PositionTransform
 from ...wan_core.stream import Stream
-from . import host
+from . import attention8, host
 
 
 def hooks_of(options: dict[str, Any]) -> Hooks:
@@ -34,6 +34,7 @@ def hooks_of(options: dict[str, Any]) -> Hooks:
         positions=_positions(options.get("rope_options")),
         at_block=call.at_block,
         stream_options=options,
+        in_eight_bits=options.get(attention8.OPTION, False),
     )
 
 

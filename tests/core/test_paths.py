@@ -27,6 +27,21 @@ def test_float8_linear(card: Card, expected: str) -> None:
     assert path.name == expected and path.why
 
 
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        (Card(None), "exact"),
+        (Card((8, 9), 24), "exact"),
+        (Card((9, 0), 141), "int8"),
+        (Card((9, 0), 141, triton=False), "exact"),
+        (Card((12, 0), 32), "exact"),
+    ],
+)
+def test_attention_in_8_bits(card: Card, expected: str) -> None:
+    path = paths.attention_in_8_bits(card)
+    assert path.name == expected and path.why
+
+
 def test_a_card_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(paths.OVERRIDE, "8.9:12")
     card = paths.card_of(torch.device("cpu"))

@@ -1,0 +1,41 @@
+"""Self-attention in 8 bits as an option of a MODEL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+
+from ...wan_core import paths
+from ...wan_core.errors import InputError
+from . import host
+from .facts import model_facts
+
+OPTION = "wan_core_attention_8"  # in transformer_options
+
+
+def with_attention8(model: Any) -> Any:
+    """A clone of MODEL whose self-attention is computed in 8 bits where the card has a kernel for it.
+
+    Raises:
+        WrongModelError: not Wan.
+        InputError: ComfyUI's own model, which does not read the option.
+    """
+    facts = model_facts(model)
+    if facts.is_native:
+        raise InputError(
+            "ComfyUI's own model does not read this option",
+            where=facts.path or "model",
+            remedy="Load it with Wan Load Models or Wan Load Diffusion Model",
+        )
+    clone = model.clone()
+    clone.model_options["transformer_options"][OPTION] = True
+    return clone
+
+
+def report() -> str:
+    """What the option comes to on this machine."""
+    if host.attention_is_chosen():
+        return "exact: ComfyUI was started with an attention of its own choice, which goes first"
+    path = paths.attention_in_8_bits(paths.card_of(comfy.model_management.get_torch_device()))
+    return f"{path.name}: {path.why}"

@@ -1,0 +1,39 @@
+"""The option for attention in 8 bits on MODELs; its arithmetic is in tests/core/test_attention8.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ..comfy_host import import_comfy
+
+import_comfy()
+
+from safetensors.torch import save_file
+from wancore.nodes.bridge.attention8 import report, with_attention8
+from wancore.nodes.bridge.hooks import hooks_of
+from wancore.nodes.bridge.model import load_model
+from wancore.wan_core.attention import attention_in_8_bits, torch_attention
+from wancore.wan_core.errors import InputError
+
+from .native_wan import native_model, weights
+
+
+def test_option_is_of_the_clone(tmp_path) -> None:
+    save_file(weights(1), tmp_path / "wan.safetensors")
+    with torch.inference_mode():
+        model = load_model(str(tmp_path / "wan.safetensors"), dtype=torch.float32)
+    changed = with_attention8(model)
+    assert hooks_of(dict(changed.model_options["transformer_options"])).in_eight_bits
+    assert not hooks_of(dict(model.model_options.get("transformer_options", {}))).in_eight_bits
+
+
+def test_a_native_model_is_refused() -> None:
+    with pytest.raises(InputError, match="Wan Load"):
+        with_attention8(native_model(1))
+
+
+def test_exact_without_a_kernel() -> None:
+    q, k, v = torch.randn(3, 1, 40, 256, generator=torch.Generator().manual_seed(0)).unbind(0)
+    assert report().startswith("exact")
+    assert torch.equal(attention_in_8_bits(q, k, v, 2), torch_attention(q, k, v, 2))

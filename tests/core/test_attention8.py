@@ -1,0 +1,113 @@
+"""Attention in 8 bits: the reference against exact sums, and every program against the reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from wancore.wan_core.attention import torch_attention
+from wancore.wan_core.kernels import attention8
+
+if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+    # Triton decides at import whether it interprets, so this file runs itself in a process that says so.
+    def test_parity_in_the_interpreter() -> None:
+        pytest.importorskip("triton")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+        env = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+    def test_program_compiles_for_hopper() -> None:
+        """Without a card: layouts fit, the operand's registers stay in place, and a ring fits the shared memory."""
+        pytest.importorskip("triton.experimental.gluon")
+        from triton import compile as compiled
+        from triton.backends.compiler import GPUTarget
+        from triton.experimental.gluon._runtime import GluonASTSource
+        from wancore.wan_core.kernels import hopper
+
+        swizzled = hopper.gl.NVMMASharedLayout(128, 8, 3)
+        tiles = {"q": ("i8", hopper.QUERIES, hopper.HEAD), "k": ("i8", hopper.BLOCK, hopper.HEAD)}
+        tiles["v"] = ("fp8e4nv", hopper.HEAD, hopper.BLOCK)
+        types = {name: f"tensordesc<{e}[1, {n}, {m}],{swizzled!r}>" for name, (e, n, m) in tiles.items()}
+        types |= dict.fromkeys(("q_scale", "k_scale", "v_scale", "v_mean"), "*fp32") | {"out": "*bf16"}
+        types |= dict.fromkeys(("queries", "keys", "tiles", "heads"), "i32")
+        constants = {"KEYS": hopper.BLOCK, "HEAD": hopper.HEAD, "QUERIES": hopper.QUERIES, "STAGES": hopper.STAGES}
+        names = [*types, *constants]
+        source = GluonASTSource(
+            hopper._attention_kernel,
+            types | dict.fromkeys(constants, "constexpr"),
+            {(names.index(name),): value for name, value in constants.items()},
+            {},
+        )
+        program = compiled(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        assert "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8" in program.asm["ptx"]
+        assert "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3" in program.asm["ptx"]
+        assert program.metadata.shared <= 227 * 1024
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HEADS, SIZE = 2, 128
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def given(batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, L, H * d] with outlier channels that all tokens share, as real models have them."""
+    q, k, v = (random(batch, length, HEADS * SIZE, seed=seed) for seed in range(3))
+    k[..., ::50] += 8.0
+    v[..., ::60] -= 5.0
+    return q, k, v
+
+
+def error(out: Tensor, reference: Tensor, shared: Tensor) -> float:
+    """Of what differs between tokens: the mean of the values is no achievement."""
+    return float((out - reference).norm() / (reference - shared).norm())
+
+
+@pytest.mark.parametrize("length", [90, 300])
+def test_reference_is_near_exact_sums(length: int) -> None:
+    q, k, v = given(2, length)
+    exact, shared = torch_attention(q, k, v, HEADS), v.mean(1, keepdim=True)
+    assert error(attention8.reference(q, k, v, HEADS), exact, shared) < 0.05
+    assert attention8.reference(q.bfloat16(), k.bfloat16(), v.bfloat16(), HEADS).dtype == torch.bfloat16
+
+
+def test_what_all_keys_share_costs_nothing() -> None:
+    q, k, v = given(1, 300)
+    k = k.bfloat16().float()  # so that float32 takes the shift without rounding
+    plain = attention8.reference(q, k, v, HEADS)
+    moved = attention8.reference(q, k + random(1, 1, HEADS * SIZE, seed=9).mul(32).round(), v, HEADS)
+    assert error(moved, plain, v.mean(1, keepdim=True)) < 5e-3  # a mean rounded otherwise moves a few values by a step
+
+
+def test_order_of_keys() -> None:
+    """Places of a left operand of 8 bits (four by four) show the keys that a thread's results (two by two) hold."""
+    for quarter in range(4):
+        mine = [8 * group + 2 * quarter + side for group in range(4) for side in range(2)]
+        places = [16 * half + 4 * quarter + byte for half in range(2) for byte in range(4)]
+        assert [attention8.KEYS[place] for place in places] == mine
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
+    from wancore.wan_core.kernels import rounding
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("length", [128, 200])
+    def test_rounding(length: int, dtype: torch.dtype) -> None:
+        q, k, v = (x.to(dtype) for x in given(2, length))
+        found, about = rounding.rounded(q, k, v, HEADS), attention8.channels(k, v, HEADS)
+        expected_q = q.float().unflatten(2, (HEADS, SIZE))
+        back = found.q.unflatten(2, (HEADS, SIZE)) * found.q_scale.transpose(1, 2).unsqueeze(3)
+        assert (back - expected_q).abs().le(found.q_scale.transpose(1, 2).unsqueeze(3) * 0.501).all()
+        scale = found.k_scale.repeat_interleave(attention8.BLOCK, 2)[:, :, :length].transpose(1, 2).unsqueeze(3)
+        expected_k = k.float().unflatten(2, (HEADS, SIZE)) - about.k_mean.unsqueeze(1)
+        assert (found.k.unflatten(2, (HEADS, SIZE)) * scale - expected_k).abs().le(scale * 0.501).all()
+        assert found.q.abs().amax() == found.k.abs().amax() == attention8.STEPS  # no bit is left unused
+        assert (found.v.float() != attention8.values_in_order(v, about).float()).float().mean() < 1e-3

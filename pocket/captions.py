@@ -97,9 +97,18 @@ def _article(phrase: str) -> str:
 
 
 def _words(
-    rng: np.random.Generator, number: int, thing: Thing, *, complete: bool, deeds: tuple[str, ...] = ()
+    rng: np.random.Generator,
+    number: int,
+    thing: Thing,
+    *,
+    complete: bool,
+    deeds: tuple[str, ...] = (),
+    unsaid: tuple[str, ...] = (),
 ) -> _Words:
-    """Words for thing `number` (1 or 2); `complete` names shape, colour and direction always; `deeds`: see caption."""
+    """Words for thing `number` (1 or 2); `complete` names shape, colour and direction always.
+
+    For `deeds` and `unsaid` see caption.
+    """
     words = {"shape": SHAPE_WORDS, "color": COLOR_WORDS, "direction": DIRECTION_WORDS}
     words |= {"size": SIZE_WORDS, "speed": SPEED_WORDS}
     said, told = {}, {}
@@ -108,7 +117,7 @@ def _words(
             continue
         share = LEFT_OUT if name in ("size", "speed") else 0.0 if complete else LEFT_OUT_CORE
         value = getattr(thing, name)
-        if rng.uniform() >= share:
+        if rng.uniform() >= share and name not in unsaid:
             said[name] = _pick(rng, words[name][value])
             told[f"{name} {number}"] = values.index(value)
     subject = " ".join(part for part in (said.get("size"), said.get("color"), said.get("shape", "shape")) if part)
@@ -124,22 +133,25 @@ def caption(
     held_out: bool = False,
     complete: bool = False,
     deeds: tuple[str, ...] = (),
+    unsaid: tuple[str, ...] = (),
 ) -> Caption:
     """One sentence or two for the scene; optional attributes are left out at random.
 
     `held_out` uses the forms of sentence that training never sees; `complete` names colour, shape and direction of
-    every thing, as prompts that are judged have to. `deeds` are what things do that do not move.
+    every thing, as prompts that are judged have to. `deeds` are what things do that do not move; of the attributes in
+    `unsaid` nothing is ever said.
     """
     things = [
-        _words(rng, number, thing, complete=complete, deeds=deeds) for number, thing in enumerate(scene.things, 1)
+        _words(rng, number, thing, complete=complete, deeds=deeds, unsaid=unsaid)
+        for number, thing in enumerate(scene.things, 1)
     ]
     told = {name: value for thing in things for name, value in thing.told.items()}
     place, terms = "", []
-    if rng.uniform() >= LEFT_OUT:
+    if rng.uniform() >= LEFT_OUT and "background" not in unsaid:
         told["background"] = list(BACKGROUNDS).index(scene.background)
         place = f"{_pick(rng, BACKGROUND_WORDS[scene.background])} {_pick(rng, GROUND_WORDS)}"
     for name, value, words in (("light", scene.light, LIGHT_WORDS), ("camera", scene.camera, CAMERA_WORDS)):
-        if rng.uniform() >= LEFT_OUT:
+        if rng.uniform() >= LEFT_OUT and name not in unsaid:
             told[name] = ATTRIBUTES[name].index(value)
             terms.append(_pick(rng, words[value]))
     make = _held_out_form if held_out else _training_form

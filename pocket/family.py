@@ -8,6 +8,7 @@ layers cut. Where ComfyUI's loader assumes a width that cannot be read from the 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 
 HEAD_DIM = 128  # as in every Wan transformer: head count = width / 128
@@ -30,6 +31,16 @@ class Member:
     parts: dict[str, dict[int, int]] = field(default_factory=dict)  # widths of modules whose names begin so
     base: str = ""  # short name of the member whose tensors it keeps where its own weights have none
     rank: int = 0  # of its differences to the matrices of its base's blocks; 0: it has none
+    lists: dict[str, int] = field(default_factory=dict)  # kept modules of other lists than `blocks`
+
+    def keeps(self, name: str) -> bool:
+        """Whether the miniature has the full-size model's tensor `name`."""
+        counts = {"blocks": self.layers, **self.lists}
+        found = re.match(rf"({'|'.join(map(re.escape, counts))})\.(\d+)\.", name)
+        if found is None:
+            return True
+        count = counts[found[1]]
+        return count is None or int(found[2]) < count
 
     def axis(self, name: str, size: int) -> int:
         """The miniature length of an axis of the tensor `name`."""
@@ -159,7 +170,8 @@ ANIMATE = Member(
     "animate",
     "animate_14B.json",
     {**TRANSFORMER, 10240: 256, 1280: SIGHT_DIM},
-    layers=6,
+    layers=5,
+    lists={"face_adapter.fuser_blocks": 1},
     seed=15,
     fp8=True,
     metadata=TRANSFORMER_METADATA,
@@ -181,7 +193,10 @@ CLIP_VISION = Member(
 
 def _controlled(kind: str, shapes: str, seed: int, like: Member) -> tuple[Member, Member]:
     """Both experts of a model that is led by a video or a camera; the LoRAs of `like` fit them."""
-    common = replace(like, shapes=shapes, layers=2, base="", rank=0)
+    if kind == "vace":  # its own blocks stand beside the frozen expert's
+        common = replace(like, shapes=shapes, lists={"vace_blocks": 1})
+    else:
+        common = replace(like, shapes=shapes, layers=2, base="", rank=0)
     names = ((f"{expert}_noise", number) for number, expert in enumerate(("high", "low")))
     high, low = (
         replace(
@@ -189,6 +204,7 @@ def _controlled(kind: str, shapes: str, seed: int, like: Member) -> tuple[Member
             name=f"wan2.2_fun_{kind}_{name}_14B_fp8_scaled.safetensors",
             short=f"{kind}_{name.removesuffix('_noise')}",
             seed=seed + number,
+            base=f"t2v_{name.removesuffix('_noise')}" if kind == "vace" else "",
         )
         for name, number in names
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -40,8 +39,7 @@ def shapes_of(member: family.Member) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields (parameter name, miniature shape) in the order of the full-size key list."""
     full: dict[str, list[int]] = json.loads((SHAPES / member.shapes).read_text())["shapes"]
     for name, shape in full.items():
-        layer = re.match(r"(?:vace_)?blocks\.(\d+)\.", name)
-        if layer and member.layers is not None and int(layer[1]) >= member.layers:
+        if not member.keeps(name):
             continue
         yield name, tuple(member.axis(name, size) for size in shape)
 

@@ -194,11 +194,20 @@ def _opened(y: Any, half: Any, xp: ModuleType) -> tuple[Any, Any]:
     return xp.where(away > half, y - xp.sign(y) * half, 0 * y), half - away
 
 
-def render(scenes: Sheet, times: Any, rows: Any, columns: Any, xp: ModuleType = np, openings: Any | None = None) -> Any:
+def render(
+    scenes: Sheet,
+    times: Any,
+    rows: Any,
+    columns: Any,
+    xp: ModuleType = np,
+    openings: Any | None = None,
+    paths: Any | None = None,
+) -> Any:
     """Draws B scenes -> clips [B, F, H, W, 3] in 0..1, float32.
 
     `times` [F] runs from -0.5 to 0.5; `rows` [H] and `columns` [W] are pixel centres (0.5, 1.5, ...): see `axes`.
-    `openings` [B, F], 0..1, part the first thing into an upper and a lower half, like a mouth.
+    `openings` [B, F], 0..1, part the first thing into an upper and a lower half, like a mouth; `paths` [B, F, 2] (x, y)
+    are where it is, in place of its straight way.
     """
     height, width = len(rows), len(columns)
     short = min(height, width)
@@ -217,6 +226,9 @@ def render(scenes: Sheet, times: Any, rows: Any, columns: Any, xp: ModuleType = 
     for k in (1, 0):  # the first thing is in front
         dx = x - spread(scenes.middle[:, k, 0] - 0.5) * width - t * spread(scenes.heading[:, k, 0]) * width
         dy = y - spread(scenes.middle[:, k, 1] - 0.5) * height - t * spread(scenes.heading[:, k, 1]) * height
+        if paths is not None and k == 0:
+            dx = x - (paths[:, :, None, None, 0] - 0.5) * width
+            dy = y - (paths[:, :, None, None, 1] - 0.5) * height
         radius = spread(scenes.radius[:, k]) * short
         if openings is not None and k == 0:
             dy, gap = _opened(dy, MOUTH * openings[:, :, None, None] * radius, xp)

@@ -6,7 +6,7 @@ tests see to it) before this module is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +35,8 @@ from wancore.wan_core.sampling.presets import Settings  # noqa: E402
 
 BATCH = 16  # prompts that are sampled at once
 NODE = SimpleNamespace(hidden=SimpleNamespace(unique_id=None))  # stands in for a node's class, of no graph
+Start = Callable[[int, Any, Any], tuple[Any, Any, Any]]
+"""Number of a clip, its CONDITIONINGs -> CONDITIONINGs and LATENT, as a node for a task makes them."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,12 @@ class Studio:
 
         `pictures` [N, H, W, 3] in 0..1 are what the clips start from.
         """
-        clips = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), BATCH):
-                part = slice(start, start + BATCH)
-                given = None if pictures is None else torch.from_numpy(np.ascontiguousarray(pictures[part])).float()
-                clips.append(self._batch(texts[part], settings, size, frames, seed + start, negative, given))
-        return np.concatenate(clips)
+
+        def start(number: int, positive: Any, unwanted: Any) -> tuple[Any, Any, Any]:
+            picture = None if pictures is None else as_images(pictures[number : number + 1])
+            return self._start(positive, unwanted, picture, size, frames)
+
+        return self.film_from(texts, settings, start, seed=seed, negative=negative)
 
     def sing(
         self,
@@ -113,28 +114,35 @@ class Studio:
         assert images is not None
         return images.numpy()
 
-    def _batch(
+    def film_from(
         self,
         texts: Sequence[str],
         settings: Settings,
-        size: tuple[int, int],
-        frames: int,
-        seed: int,
-        negative: str,
-        pictures: torch.Tensor | None,
+        start: Start,
+        *,
+        seed: int = 0,
+        negative: str = "",
+        batch: int = BATCH,
     ) -> np.ndarray:
-        starts = []
-        for index, text in enumerate(texts):
-            positive, unwanted = encode(self.clip, text), encode(self.clip, negative or NEGATIVE)
-            picture = None if pictures is None else pictures[index : index + 1]
-            starts.append(self._start(positive, unwanted, picture, size, frames))
+        """The same for any task, `batch` clips at once."""
+        clips = []
+        with torch.inference_mode():
+            for first in range(0, len(texts), batch):
+                starts = [
+                    start(number, encode(self.clip, texts[number]), encode(self.clip, negative or NEGATIVE))
+                    for number in range(first, min(first + batch, len(texts)))
+                ]
+                clips.append(self._film(starts, settings, seed + first))
+        return np.concatenate(clips)
+
+    def _film(self, starts: list[tuple[Any, Any, Any]], settings: Settings, seed: int) -> np.ndarray:
         positive, negative_prompt, latent = (_joined([start[part] for start in starts]) for part in range(3))
         pair, run = sampling.Pair.of(self.high, self.low), sampling.Run(seed)
         plan = sampling.plan(pair, settings, run)
-        sampled, _ = sampling.sample(plan, positive, negative_prompt, latent, run, None)
+        sampled, _ = clip_run.sample(plan, positive, negative_prompt, latent, run, None)
         _, images = decode_clips(sampled, self.vae, None, with_images=True)
         assert images is not None
-        return images.unflatten(0, (len(texts), -1)).numpy()
+        return images.unflatten(0, (len(starts), -1)).numpy()
 
     def _start(
         self, positive: Any, negative: Any, picture: torch.Tensor | None, size: tuple[int, int], frames: int
@@ -146,6 +154,11 @@ class Studio:
             NODE, positive, negative, self.vae, CUSTOM, 0.0, frames, 1, *size, start_image=picture
         )
         return made.result
+
+
+def as_images(pictures: np.ndarray) -> torch.Tensor:
+    """Pictures [n, H, W, 3] in 0..1 as an IMAGE."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).float()
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -25,6 +25,7 @@ from wancore.pocket.training import (  # noqa: E402
     data,
     distill,
     flow,
+    led_stages,
     looks,
     report,
     sampling,
@@ -251,6 +252,7 @@ STAGES |= {lora.short: lambda plan, name=lora.short: train_style(name, plan) for
 STAGES |= sound_stages.STAGES
 JUDGES = ("judge_t2v", "judge_4steps", "judge_i2v", "judge_ti2v")
 STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGES}
+STAGES |= led_stages.STAGES
 STAGES["judge_world"] = judge_world
 ALL = "all"
 

@@ -115,24 +115,30 @@ def training_hooks(
     The rows of padding are equal, so 512 of them weigh in the cross-attention as one does whose score is raised by the
     logarithm of their number. `weights_of` gives the weights of a block where they are not its own.
     """
-    copies = TEXT_TOKENS - TEXT_ROWS + 1
     model.config = replace(model.config, text_len=TEXT_ROWS)
+    model.patch_embedding.forward = patches(model.patch_embedding)
+    own = [dict(block.named_parameters()) for block in model.blocks]
+    run = runner(model, device)
+
+    def hook(index: int) -> Any:
+        return lambda x, stream, _block: run(own[index] if weights_of is None else weights_of(index), x, stream)
+
+    return Hooks(replace_block={index: hook(index) for index in range(model.num_layers)})
+
+
+def runner(model: WanTransformer, device: torch.device) -> Callable[[dict[str, Tensor], Tensor, Stream], Tensor]:
+    """Computes one block of such a training forward from its weights: compiled on a GPU."""
+    copies = TEXT_TOKENS - TEXT_ROWS + 1
     scores = torch.zeros(TEXT_ROWS, device=device)
     scores[-1] = math.log(copies)
     step = _compiled() if device.type == "cuda" else block_step
-    model.patch_embedding.forward = patches(model.patch_embedding)
-    own = [dict(block.named_parameters()) for block in model.blocks]
 
-    def hook(index: int) -> Any:
-        def run(x: Tensor, stream: Stream, _block: Any) -> Tensor:
-            weights = own[index] if weights_of is None else weights_of(index)
-            turns = stream.rotation
-            spans = tuple((span.tokens, span.rows) for span in stream.spans)
-            cos, sin = turns.real.contiguous(), turns.imag.contiguous()
-            sizes = spans, model.num_heads, model.config.eps
-            with no_modes():
-                return step(weights, x, stream.rows, stream.context, scores, cos, sin, *sizes)
+    def run(weights: dict[str, Tensor], x: Tensor, stream: Stream) -> Tensor:
+        turns = stream.rotation
+        spans = tuple((span.tokens, span.rows) for span in stream.spans)
+        cos, sin = turns.real.contiguous(), turns.imag.contiguous()
+        sizes = spans, model.num_heads, model.config.eps
+        with no_modes():
+            return step(weights, x, stream.rows, stream.context, scores, cos, sin, *sizes)
 
-        return run
-
-    return Hooks(replace_block={index: hook(index) for index in range(model.num_layers)})
+    return run

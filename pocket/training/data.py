@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...wan_core.text.tokenizer import PAD, Tokenizer
-from ..captions import ATTRIBUTES, caption
-from ..world import Sheet, axes, draw_scene, render, sheet
+from ..captions import ATTRIBUTES, Caption, caption
+from ..world import Scene, Sheet, axes, draw_scene, render, sheet
 
 BLOCK = 500  # scenes to one seed: the pool is the same however many cores draw it
 CAPTIONS = 3  # texts to one scene
@@ -45,6 +46,9 @@ class Pool:
         return len(self.ids)
 
 
+Draw = Callable[[np.random.Generator, bool], Scene]  # a scene, of the held-out combinations where it is asked
+Tell = Callable[[Scene, np.random.Generator], Caption]
+
 _tokenizer: Tokenizer | None = None  # of the worker processes; None: no captions
 
 
@@ -53,18 +57,23 @@ def _start(model: bytes | None) -> None:
     _tokenizer = Tokenizer(model) if model else None
 
 
-def _block(seed: tuple[int, int, bool]) -> tuple[Sheet, np.ndarray, np.ndarray]:
+def draw_any(rng: np.random.Generator, held_out: bool) -> Scene:
+    """A scene of the whole world."""
+    return draw_scene(rng, held_out=held_out)
+
+
+def _block(seed: tuple[int, int, bool, Draw, Tell]) -> tuple[Sheet, np.ndarray, np.ndarray]:
     """One block of the pool: its scenes, token ids and labels."""
-    number, block, held_out = seed
+    number, block, held_out, draw, tell = seed
     rng = np.random.default_rng((number, block))
-    scenes = [draw_scene(rng, held_out=held_out) for _ in range(BLOCK)]
+    scenes = [draw(rng, held_out) for _ in range(BLOCK)]
     columns = CAPTIONS if _tokenizer else 0
     ids = np.full((BLOCK, columns, TOKENS), PAD, dtype=np.int16)
     told = np.zeros((BLOCK, columns, len(ATTRIBUTES)), dtype=np.int8)
     for row, scene in enumerate(scenes):
         for column in range(columns):
             assert _tokenizer is not None
-            text = caption(scene, rng)
+            text = tell(scene, rng)
             tokens = _tokenizer.encode(text.text, tokens=TOKENS)
             ids[row, column, : len(tokens)] = tokens
             told[row, column] = [text.told.get(name, len(values)) for name, values in ATTRIBUTES.items()]
@@ -72,13 +81,20 @@ def _block(seed: tuple[int, int, bool]) -> tuple[Sheet, np.ndarray, np.ndarray]:
 
 
 def draw_pool(
-    count: int, seed: int, device: torch.device, *, tokenizer: bytes | None = None, held_out: bool = False
+    count: int,
+    seed: int,
+    device: torch.device,
+    *,
+    tokenizer: bytes | None = None,
+    held_out: bool = False,
+    draw: Draw = draw_any,
+    tell: Tell = caption,
 ) -> Pool:
-    """Draws at least `count` scenes; with a sentencepiece model also their captions.
+    """Draws at least `count` scenes by `draw`; with a sentencepiece model also their captions by `tell`.
 
     Call it before the process uses the GPU: it forks.
     """
-    seeds = [(seed, block, held_out) for block in range(-(-count // BLOCK))]
+    seeds = [(seed, block, held_out, draw, tell) for block in range(-(-count // BLOCK))]
     if "fork" in multiprocessing.get_all_start_methods() and len(seeds) > 4:
         with multiprocessing.get_context("fork").Pool(os.cpu_count(), _start, (tokenizer,)) as workers:
             blocks = workers.map(_block, seeds)
@@ -99,8 +115,8 @@ def draw_pool(
     )
 
 
-def draw_clips(scenes: Sheet, size: Size, openings: Tensor | None = None) -> Tensor:
-    """Scenes on a device -> clips [B, 3, F, H, W] in -1..1, float32; `openings` as in `render`."""
+def draw_clips(scenes: Sheet, size: Size, openings: Tensor | None = None, paths: Tensor | None = None) -> Tensor:
+    """Scenes on a device -> clips [B, 3, F, H, W] in -1..1, float32; `openings` and `paths` as in `render`."""
     device = scenes.pan.device
     times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
-    return render(scenes, times, rows, columns, torch, openings).permute(0, 4, 1, 2, 3) * 2 - 1
+    return render(scenes, times, rows, columns, torch, openings, paths).permute(0, 4, 1, 2, 3) * 2 - 1

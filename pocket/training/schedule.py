@@ -53,12 +53,19 @@ SCHEDULE: dict[str, Part] = {
     "voice": Part(lane=1),
     "latents_s2v": Part(("text", "vae21", "voice"), lane=1),
     "s2v": Part(("latents_s2v",), lane=1),
+    "latents_vace": Part(("text", "vae21"), lane=1),
+    "latents_animate": Part(("text", "vae21"), lane=1),
+    "vace_high": Part(("latents_vace", "t2v_high"), lane=1),
+    "vace_low": Part(("latents_vace", "t2v_low"), lane=1),
+    "animate": Part(("latents_animate",), lane=1),
     "judge_world": Part(),
     "judge_t2v": Part(EXPERTS),
     "judge_4steps": Part(("lora_high", "lora_low")),
     "judge_i2v": Part(("i2v_high", "i2v_low")),
     "judge_ti2v": Part(("ti2v",), lane=1),
     "judge_s2v": Part(("s2v",), lane=1),
+    "judge_vace": Part(("vace_high", "vace_low"), lane=1),
+    "judge_animate": Part(("animate",), lane=1),
 }
 
 

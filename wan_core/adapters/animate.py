@@ -147,7 +147,10 @@ def face_of(transformer: nn.Module, config: TransformerConfig, pictures: Tensor)
         )
     encoder = transformer.get_submodule("motion_encoder")
     frames = pictures.transpose(1, 2).flatten(0, 1)
-    motion = torch.cat([encoder(some) for some in frames.split(PICTURES)])
+    if bool((frames == frames[:1]).all()):  # there is no face: one picture tells as much as all
+        motion = encoder(frames[:1]).expand(len(frames), -1)
+    else:
+        motion = torch.cat([encoder(some) for some in frames.split(PICTURES)])
     tokens = transformer.get_submodule("face_encoder")(motion.unflatten(0, (len(pictures), -1)))
     return Face(transformer.get_submodule("face_adapter"), config.face_blocks, F.pad(tokens, (0, 0, 0, 0, 1, 0)))
 

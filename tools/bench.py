@@ -16,8 +16,8 @@ from pathlib import Path
 from pack import import_pack
 
 
-def in_the_environment(arguments: list[str]) -> int:
-    """Runs this file in the Python of the tests, with the path of its ComfyUI."""
+def in_the_environment(arguments: list[str], script: str = __file__) -> int:
+    """Runs a script in the Python of the tests, with the path of its ComfyUI."""
     from setup.console import Console, SetupError
     from setup.environment import prepare
 
@@ -28,7 +28,7 @@ def in_the_environment(arguments: list[str]) -> int:
         print(f"Cannot set up: {error}", file=sys.stderr)
         return 1
     environment = {**os.environ, "COMFYUI_PATH": str(prepared.comfyui), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.call([str(prepared.python), __file__, *arguments], env=environment)
+    return subprocess.call([str(prepared.python), script, *arguments], env=environment)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""What a run did when: nodes as they start, forwards as they end, memory and transfers of each."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import ram
+from .link import Link
+
+PHASES = {
+    "WanCoreLoadModels": "load",
+    "UNETLoader": "load",
+    "CLIPLoader": "load",
+    "VAELoader": "load",
+    "WanCoreTextEncode": "text encode",
+    "CLIPTextEncode": "text encode",
+    "WanCoreImageToVideo": "VAE encode",
+    "WanImageToVideo": "VAE encode",
+    "Wan22ImageToVideoLatent": "VAE encode",
+    "WanCoreKSampler": "sampling",
+    "KSamplerAdvanced": "sampling",
+    "WanCoreVAEDecode": "VAE decode",
+    "VAEDecode": "VAE decode",
+    "WanCoreSaveVideo": "save",
+    "SaveVideo": "save",
+}
+
+
+@dataclass
+class Phase:
+    """One stretch of a run."""
+
+    name: str
+    start: float  # seconds since the epoch
+    stop: float = 0.0
+    allocated: float = 0.0  # GiB that PyTorch held at most
+    ram: float = 0.0  # GiB of this process's own memory at its end
+    sent: float = 0.0  # GB over the link
+    rate: float = 0.0  # GB/s of it
+    vram: float = 0.0  # GiB of the card in use at most, filled in by the parent
+
+
+@dataclass
+class Watch:
+    """Listens to a run."""
+
+    prompt: dict[str, Any]
+    link: Link | None
+    phases: list[Phase] = field(default_factory=list)
+    forwards: list[dict[str, Any]] = field(default_factory=list)
+
+    def heard(self, event: str, data: dict[str, Any]) -> None:
+        if event != "executing" or data.get("node") is None:
+            return
+        kind = self.prompt[data["node"]]["class_type"]
+        self.begin(PHASES.get(kind, "other"))
+
+    def begin(self, name: str) -> None:
+        """Ends the phase under way; phases of one name in a row are one."""
+        if self.phases and self.phases[-1].name == name and not self.phases[-1].stop:
+            return
+        self.end()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.phases.append(Phase(name, time.time()))
+
+    def end(self) -> None:
+        if not self.phases or self.phases[-1].stop:
+            return
+        phase = self.phases[-1]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            phase.allocated = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        phase.stop, phase.ram = time.time(), round(ram.own() / 2**30, 2)
+        if self.link is not None:
+            sent = self.link.take()
+            phase.sent, phase.rate = round(sent.bytes / 1e9, 3), round(sent.rate, 2)
+
+    def around_forwards(self) -> None:
+        """Notes the end of every forward of a diffusion model; the GPU is waited for there."""
+        import comfy.model_base
+
+        original = comfy.model_base.BaseModel.apply_model
+
+        def apply_model(model: Any, *args: Any, **kwargs: Any) -> Any:
+            start, sent = time.time(), 0 if self.link is None else self.link.count
+            out = original(model, *args, **kwargs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            sent = 0 if self.link is None else self.link.count - sent
+            self.forwards.append(
+                {"model": id(model), "start": start, "stop": time.time(), "sent": sent / 1e9, "ram": ram.own() / 2**30}
+            )
+            return out
+
+        comfy.model_base.BaseModel.apply_model = apply_model

@@ -1,0 +1,66 @@
+"""RAM as small as a machine's: a control group with a limit where the system has them, and what ComfyUI is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("/sys/fs/cgroup")
+NAME = "wancore_bench"
+
+
+def make_group(limit: int) -> Path | None:
+    """A control group of `limit` bytes without swap; None where this process may not make one."""
+    group = ROOT / f"{NAME}_{os.getpid()}"
+    try:
+        control = ROOT / "cgroup.subtree_control"
+        if "memory" not in control.read_text().split():
+            control.write_text("+memory")
+        group.mkdir(exist_ok=True)
+        (group / "memory.max").write_text(str(limit))
+        swap = group / "memory.swap.max"
+        if swap.exists():
+            swap.write_text("0")
+    except OSError:
+        return None
+    return group
+
+
+def enter(group: Path) -> None:
+    """Moves this process into the group."""
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def tell(limit: int) -> None:
+    """Has psutil speak of a machine of `limit` bytes, of which this process's own memory is used."""
+    import psutil
+
+    real = psutil.virtual_memory
+
+    def virtual_memory() -> Any:
+        available = max(0, limit - own())
+        return real()._replace(total=limit, available=available, free=available, used=limit - available)
+
+    psutil.virtual_memory = virtual_memory
+
+
+def own() -> int:
+    """Bytes of this process that are no pages of files."""
+    return status("RssAnon") + status("RssShmem")
+
+
+def status(name: str) -> int:
+    """Bytes of one line of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def group_peak(group: Path | None) -> int:
+    """The most that the group held, pages of files among it."""
+    try:
+        return int((group / "memory.peak").read_text()) if group else 0
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,187 @@
+"""Cases one after the other, each in a process of its own beside a balloon; the report."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ....pocket.models import load_spiece
+from . import cases, files, graphs, ram, report
+from .cases import Card, Clip, Model
+
+TOOL = Path(__file__).resolve().parents[2] / "bench_memory.py"
+ENGINES = {"WanCore": graphs.ours, "ComfyUI": graphs.native, "ComfyUI, cuDNN first": graphs.native}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=cases.MODELS, default=["t2v-fp8", "t2v-Q4_K"])
+    parser.add_argument("--clip", choices=cases.CLIPS, default="480p81")
+    parser.add_argument("--cards", nargs="+", choices=["whole", *cases.FREE], default=["whole", "12"], help="GB")
+    parser.add_argument("--rates", nargs="+", type=float, default=[25.0], help="GB/s from RAM to the GPU")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["WanCore", "ComfyUI"])
+    parser.add_argument("--runs", type=int, default=2, help="runs of the prompt in one process, the first one cold")
+    parser.add_argument("--steps", type=int, help="forwards of a run (default: the clip's)")
+    parser.add_argument("--smoke", action="store_true", help="the miniature models on the CPU: only to see that it runs")
+    parser.add_argument("--base", type=Path, help="base folder with models/; files that are missing are written")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of memory.json and memory.md")
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no case is started")
+    parser.add_argument("--only-files", action="store_true", help="write the files and end")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Prints a line for each run as it comes, then the table."""
+    options, began = parse(arguments), time.monotonic()
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        base = (options.base or Path(temporary)).absolute()
+        models = {name: cases.MODELS[name] for name in options.models}
+        prepare(base, list(models.values()), smoke=options.smoke)
+        if options.only_files:
+            return 0
+        clip = cases.CLIPS["smoke" if options.smoke else options.clip]
+        if options.steps:
+            clip = Clip(clip.name, clip.width, clip.height, clip.frames, options.steps, clip.cfg)
+        cards = [Card("CPU", None, None)] if options.smoke else cases.cards(options.cards, options.rates)
+        for card in cards:
+            for name, model in models.items():
+                for engine in options.engines:
+                    if time.monotonic() - began > options.limit:
+                        continue
+                    row = {"model": name, "clip": clip.name, "card": card.name, "engine": engine}
+                    row |= run(engine, model, clip, card, base, options)
+                    rows.append(row)
+                    report.write(rows, options.output)
+                    print(report.line(row), flush=True)
+    print("\n" + (options.output / "memory.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def prepare(base: Path, models: list[Model], *, smoke: bool) -> None:
+    """The folders of a ComfyUI with the files that these models need, and a picture."""
+    for folder in ("models/diffusion_models", "models/text_encoders", "models/vae", "input", "output", "custom_nodes"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    _picture(base / "input" / graphs.PICTURE)
+    if smoke:
+        from make_pocket import make_pocket
+
+        make_pocket(base / "models")
+        return
+    with ProcessPoolExecutor(8) as pool:
+        jobs = [pool.submit(*job) for job in _missing(base / "models", models)]
+        for job in jobs:
+            job.result()
+
+
+def _missing(folder: Path, models: list[Model]) -> Iterator[tuple[Any, ...]]:
+    wanted: dict[Path, tuple[Any, ...]] = {}
+    for model in models:
+        for seed, name in enumerate(model.files):
+            path = folder / "diffusion_models" / name
+            wanted[path] = (_write, files.transformer, path, model.shapes, model.precision, seed)
+        path = folder / "text_encoders" / model.text_encoder
+        wanted[path] = (_write, files.text_encoder, path, load_spiece())
+        path = folder / "vae" / model.vae
+        wanted[path] = (_write, files.vae, path, "vae22" if model.vae == cases.VAE22 else "vae21")
+    yield from (job for path, job in wanted.items() if not path.is_file())
+
+
+def _write(writer: Any, path: Path, *args: Any) -> None:
+    """Under another name until it is whole."""
+    part = path.with_name(f"part_{path.name}")
+    if writer is files.transformer:
+        shapes, precision, seed = args
+        writer(part, shapes, precision, seed=seed)
+    else:
+        writer(part, *args)
+    part.rename(path)
+
+
+def _picture(path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    rows, columns = np.mgrid[0:480, 0:832]
+    Image.fromarray(np.stack([rows // 2, columns // 4, (rows + columns) // 6], axis=-1).astype(np.uint8)).save(path)
+
+
+def run(
+    engine: str, model: Model, clip: Clip, card: Card, base: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One case."""
+    prompt = ENGINES[engine](model, clip, f"{engine.split(',')[0]}_{model.precision}_{clip.name}")
+    group = ram.make_group(card.ram) if card.ram else None
+    with tempfile.TemporaryDirectory() as temporary, balloon(card) as watcher:
+        output = Path(temporary) / "result.json"
+        orders = {
+            "prompts": [graphs.reseeded(prompt, seed) for seed in range(1, options.runs + 1)],
+            "base": str(base),
+            "cpu": options.smoke,
+            "ram": card.ram,
+            "group": str(group) if group else None,
+            "rate": card.rate,
+            "cudnn_first": "cuDNN" in engine,
+            "output": str(output),
+        }
+        (Path(temporary) / "orders.json").write_text(json.dumps(orders), encoding="utf-8")
+        log = options.output / f"{engine.replace(', ', '_').replace(' ', '_')}_{model.precision}_{clip.name}.log"
+        with log.open("ab") as file:
+            command = [sys.executable, str(TOOL), "--child", str(Path(temporary) / "orders.json")]
+            code = subprocess.call(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
+        found = json.loads(output.read_text()) if output.is_file() else {"runs": []}
+        peaks = watcher("peaks") if watcher else []
+    for entry in found["runs"]:
+        for phase in entry["phases"]:
+            phase["vram"] = report.peak(peaks, phase["start"], phase["stop"])
+    found |= {"exit": code, "ram_group": ram.group_peak(group) / 2**30, "limited": group is not None}
+    if code and not any(entry["problem"] for entry in found["runs"]):
+        found["died"] = "killed for memory" if code in (-9, 137) else f"exit {code}"
+    if group:
+        group.rmdir()
+    return found
+
+
+def _end_with_parent() -> None:
+    """In the child on Linux: a killed tool leaves nothing on the GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def balloon(card: Card) -> Iterator[Any]:
+    """A process that leaves as much of the GPU as the card has; yields what sends it a command."""
+    if card.name == "CPU":
+        yield None
+        return
+    script = Path(__file__).with_name("balloon.py")
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+
+    def send(command: str) -> Any:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{command}\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    try:
+        send(f"leave {card.vram}" if card.vram else "peaks")
+        yield send
+    finally:
+        process.kill()
+        process.wait()

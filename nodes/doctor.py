@@ -10,6 +10,7 @@ from ..wan_core.paths import card_of
 from ..wan_core.weights.doctor import diagnose
 from .bridge.files import choices, path_of, unlisted
 from .bridge.loading import LORAS, MODELS, NONE, TEXT_ENCODERS, VAES, stamp
+from .bridge.planning import of_any
 from .bridge.show import show_on_node
 
 FOLDERS = {"model": MODELS, "low_model": MODELS, "text_encoder": TEXT_ENCODERS, "vae": VAES, "lora": LORAS}
@@ -56,7 +57,9 @@ class WanCoreDoctor(io.ComfyNode):
     def execute(cls, model: str, low_model: str, text_encoder: str, vae: str, lora: str) -> io.NodeOutput:
         names = dict(zip(FOLDERS, (model, low_model, text_encoder, vae, lora), strict=True))
         paths = [path_of(FOLDERS[widget], name) for widget, name in names.items() if name != NONE]
-        report = diagnose(paths, card_of()).report() or "no file chosen"
+        diagnosis = diagnose(paths, card_of())
+        needs = of_any([found.checkpoint for found in diagnosis.findings if found.checkpoint is not None])
+        report = "\n".join([*filter(None, [diagnosis.report()]), *needs]) or "no file chosen"
         show_on_node(cls.hidden.unique_id, report)
         return io.NodeOutput(report)
 

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..wan_core.weights.names import HIGH, expert_of
+from .bridge import planning
 from .bridge.files import choices, path_of, unlisted
 from .bridge.loading import AUTO, MODELS, NONE, TEXT_ENCODERS, VAES, select, stamp
 from .bridge.model import load_model
@@ -94,8 +95,9 @@ class WanCoreLoadModels(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, low_model: str, text_encoder: str, vae: str) -> io.NodeOutput:
         chosen = select(model, low_model, text_encoder, vae)
-        if AUTO in (low_model, text_encoder, vae):
-            show_on_node(cls.hidden.unique_id, chosen.report())
+        lines = [chosen.report()] if AUTO in (low_model, text_encoder, vae) else []
+        parts = {"low": chosen.low, "text_encoder": chosen.text_encoder, "vae": chosen.vae}
+        show_on_node(cls.hidden.unique_id, "\n".join([*lines, planning.of_files(chosen.high, **parts)]))
         high = load_model(str(chosen.high.path))
         low = load_model(str(chosen.low.path)) if chosen.low else None
         return io.NodeOutput(high, low, load_text_encoder(chosen.text_encoder.path), load_vae(chosen.vae.path))

@@ -21,6 +21,8 @@ if __name__ == "__main__":
     import_pack()
     if sys.argv[1:2] == ["--child"]:  # which brings comfy-aimdo in before PyTorch
         from wancore.tools.benchmark.memory.child import main
+    elif sys.argv[1:2] == ["--least-child"]:
+        from wancore.tools.benchmark.memory.least import main
     else:
         from wancore.tools.benchmark.memory.run import main
     sys.exit(main(sys.argv[1:]))

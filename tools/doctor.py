@@ -7,17 +7,23 @@ against each other. Exits with 1 if something is wrong.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import platform
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
-from pack import import_pack
+from pack import ROOT, import_pack
 
 import_pack()
 from wancore.wan_core.paths import Card, named_card  # noqa: E402
+from wancore.wan_core.planner.overview import overview_of  # noqa: E402
+from wancore.wan_core.planner.pace import Pace  # noqa: E402
+from wancore.wan_core.planner.plan import Machine  # noqa: E402
 from wancore.wan_core.weights.doctor import diagnose  # noqa: E402
 
 
@@ -40,11 +46,39 @@ def card() -> Card:
     return named_card(here)
 
 
+def machine() -> Machine:
+    """What is free on it, as the driver and the system tell it."""
+    ram = 0.0
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        ram = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass  # not Linux: the plan says what is needed, not what is missing
+    try:
+        command = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
+        text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+        name, free = text.splitlines()[0].rsplit(",", 1)
+        return Machine(name.strip(), float(free) * 2**20, ram)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return Machine(ram=ram)
+
+
+def learned(name: str) -> Pace:
+    """What runs on this card have taken, where the pack lies in a ComfyUI; see nodes/bridge/planning.py."""
+    user = Path(os.environ.get("COMFYUI_PATH") or ROOT.parent.parent) / "user"
+    try:
+        return Pace(json.loads((user / "wancore" / "pace.json").read_text(encoding="utf-8")).get(name, {}))
+    except (OSError, ValueError):
+        return Pace({})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="weights files, or folders with an index")
     diagnosis = diagnose(parser.parse_args().files, card())
     print(diagnosis.report())
+    here, known = machine(), [found.checkpoint for found in diagnosis.findings if found.checkpoint is not None]
+    print(*overview_of(known, here, learned(here.card)), sep="\n")
     return 0 if diagnosis.healthy else 1
 
 

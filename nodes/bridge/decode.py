@@ -53,7 +53,7 @@ def decode_clips(
     videos = []
     for number, item in enumerate(samples.split(1)):
         clip = _Store(frames)
-        chunks = _Joined(plan, vae, samples, number, node_id)() if plan else decode_chunks(vae, item)
+        chunks = _Joined(plan, vae, samples, number, node_id)() if plan else decode_chunks(vae, item, stay=True)
         for chunk in chunks if plan else _finite(chunks, vae):
             clip.add(to_bytes(chunk))
             if images:

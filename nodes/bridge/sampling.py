@@ -20,7 +20,9 @@ from .facts import ModelFacts
 from .fitting import check_conditions
 from .guider import DualExpertGuider
 from .latents import FRAME_RATE
+from .meter import Meter
 from .pair import Pair
+from .planning import RunPlan
 from .preview import RunReport
 from .progress import ONLY, Part
 from .repair import without_distillation
@@ -71,6 +73,22 @@ class Plan:
     def with_models(self, high: Any, low: Any | None) -> Plan:
         """The same run with other patchers of the same models."""
         return replace(self, pair=replace(self.pair, high=high, low=low))
+
+    def forwards(self) -> tuple[int, int]:
+        """Forwards of each expert, with one evaluation to a step."""
+        high, low = steps_per_expert(self.sigmas, self.boundary)
+        if self.pair.low is None:
+            high, low = high + low, 0
+        guided = [
+            1 if scale == DISTILLED_GUIDANCE else 2
+            for scale in (self.settings.guidance_high, self.settings.guidance_low)
+        ]
+        return high * guided[0], low * guided[1]
+
+    def timed(self, meter: Meter) -> Plan:
+        """The same run with its forwards timed."""
+        high, low = self.pair.high, self.pair.low
+        return self.with_models(meter.on(high, "high"), meter.on(low, "low") if low is not None else None)
 
     def guider(self, positive: Any, negative: Any) -> DualExpertGuider:
         kind = SegmentedGuider if self.segmented else DualExpertGuider
@@ -265,8 +283,13 @@ def sample(
     noise = torch.zeros_like(start, device="cpu")
     if run.add_noise:
         noise = comfy.sample.prepare_noise(start, run.seed, latent.get("batch_index"))
+    needs = RunPlan.of(plan.pair, start.shape, plan.forwards()) if start.ndim == 5 else None
+    text = plan.text
+    if needs is not None:
+        text = f"{text}\n{needs.report()}"
+        plan = plan.timed(needs.meter)
     boundary = None if plan.pair.low is None else plan.boundary
-    report = RunReport(node_id, plan.text, plan.sigmas, boundary, plan.part)
+    report = RunReport(node_id, text, plan.sigmas, boundary, plan.part)
     report.start()
     estimate: dict[str, Tensor] = {}
     samples = plan.guider(positive, negative).sample(
@@ -279,6 +302,8 @@ def sample(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=run.seed,
     )
+    if needs is not None:
+        needs.learn()
     report.finish(log.report() if log is not None else "")
     denoised = high.model.process_latent_out(estimate["x0"].cpu()) if "x0" in estimate else samples
     return {**out, "samples": _stored(samples)}, {**out, "samples": _stored(denoised)}

@@ -86,16 +86,18 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> comfy.sd.
     return vae
 
 
-def decode_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
+def decode_chunks(vae: comfy.sd.VAE, latent: Tensor, *, stay: bool = False) -> Iterator[Tensor]:
     """Decodes a raw latent [B, C, F, H, W] clip by clip: yields frames [f, H, W, 3] in 0..1, in order.
 
     With our VAE they come a few at a time, so that a long clip never lies in memory as a whole; with any other all at
-    once. Where the GPU is too small the rest of the clip is decoded in tiles, as ComfyUI does.
+    once. Where the GPU is too small the rest of the clip is decoded in tiles, as ComfyUI does. They come where ComfyUI
+    keeps images; with `stay` they may also come where they were decoded, for who goes on reducing them.
     """
     vae.throw_exception_if_invalid()
     for clip in latent.split(1):
         if isinstance(vae.first_stage_model, CausalVAE):
-            yield from _clip_chunks(vae, clip)
+            chunks = _clip_chunks(vae, clip)
+            yield from chunks if stay else (frames.to(vae.output_device) for frames in chunks)
         else:
             yield vae.decode(clip).flatten(0, -4)  # [1, F, H, W, 3], or [1, H, W, 3] of an image VAE
 
@@ -125,13 +127,13 @@ def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
 
 
 def _next_images(vae: comfy.sd.VAE, chunks: Iterator[Tensor]) -> Tensor | None:
-    """The next decoded pixels [1, 3, f, H, W] as images [f, H, W, 3] where ComfyUI keeps images; None at the end."""
+    """The next decoded pixels [1, 3, f, H, W] as images [f, H, W, 3], where they were decoded; None at the end."""
     with comfy.model_management.cuda_device_context(vae.device):
         chunk = next(chunks, None)
         if chunk is None:
             return None
-        pixels = chunk.to(device=vae.output_device, dtype=vae.vae_output_dtype(), copy=True)
-    return vae.process_output(pixels)[0].movedim(0, -1)
+        pixels = chunk.to(dtype=vae.vae_output_dtype(), copy=True)
+        return vae.process_output(pixels)[0].movedim(0, -1).contiguous()
 
 
 def _configured(checkpoint: Checkpoint, dtype: torch.dtype | None) -> comfy.sd.VAE:

@@ -59,7 +59,9 @@ class Random:
         if kind == "BF16":
             return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
         if kind == "F8_E4M3":  # any pattern but NaN's; sizes between 2^-4 and 2^3
-            return (self.rng.integers(24, 80, PIECE, np.uint8) | self.rng.integers(0, 2, PIECE, np.uint8) << 7).tobytes()
+            return (
+                self.rng.integers(24, 80, PIECE, np.uint8) | self.rng.integers(0, 2, PIECE, np.uint8) << 7
+            ).tobytes()
         return values.tobytes()
 
 

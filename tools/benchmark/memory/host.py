@@ -65,6 +65,7 @@ class Executor:
     def __init__(self, pack: Path, heard: Callable[[str, dict[str, Any]], None]) -> None:
         import comfy.model_management as management
         import execution
+
         import nodes
 
         async def load() -> None:

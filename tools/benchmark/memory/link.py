@@ -53,7 +53,9 @@ class Link:
         self.original: Callable[..., None] = management.cast_to_gathered
         management.cast_to_gathered = self.transfer
 
-    def transfer(self, tensors: list[Any], r: Any, non_blocking: bool = False, stream: Any = None, r2: Any = None) -> None:
+    def transfer(
+        self, tensors: list[Any], r: Any, non_blocking: bool = False, stream: Any = None, r2: Any = None
+    ) -> None:
         """The native call between two events, with the copies behind it."""
         size = comfy.memory_management.vram_aligned_size(list(tensors))
         used = torch.cuda.current_stream() if stream is None else stream

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ....pocket.models import load_spiece
-from . import cases, files, graphs, ram, report
+from . import balloon, cases, files, graphs, ram, report
+from .balloon import Send
 from .cases import Card, Clip, Model
 
 TOOL = Path(__file__).resolve().parents[2] / "bench_memory.py"
@@ -35,10 +35,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["WanCore", "ComfyUI"])
     parser.add_argument("--runs", type=int, default=2, help="runs of the prompt in one process, the first one cold")
     parser.add_argument("--steps", type=int, help="forwards of a run (default: the clip's)")
-    parser.add_argument("--smoke", action="store_true", help="the miniature models on the CPU: only to see that it runs")
+    parser.add_argument(
+        "--smoke", action="store_true", help="the miniature models on the CPU: only to see that it runs"
+    )
     parser.add_argument("--base", type=Path, help="base folder with models/; files that are missing are written")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of memory.json and memory.md")
     parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no case is started")
+    parser.add_argument("--least", nargs="*", metavar="PHASE", help="bisect the least VRAM of these phases (none: all)")
     parser.add_argument("--only-files", action="store_true", help="write the files and end")
     return parser.parse_args(arguments)
 
@@ -54,6 +57,8 @@ def main(arguments: list[str]) -> int:
         prepare(base, list(models.values()), smoke=options.smoke)
         if options.only_files:
             return 0
+        if options.least is not None:
+            return bisect(base, options)
         clip = cases.CLIPS["smoke" if options.smoke else options.clip]
         if options.steps:
             clip = Clip(clip.name, clip.width, clip.height, clip.frames, options.steps, clip.cfg)
@@ -120,13 +125,11 @@ def _picture(path: Path) -> None:
     Image.fromarray(np.stack([rows // 2, columns // 4, (rows + columns) // 6], axis=-1).astype(np.uint8)).save(path)
 
 
-def run(
-    engine: str, model: Model, clip: Clip, card: Card, base: Path, options: argparse.Namespace
-) -> dict[str, Any]:
+def run(engine: str, model: Model, clip: Clip, card: Card, base: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One case."""
     prompt = ENGINES[engine](model, clip, f"{engine.split(',')[0]}_{model.precision}_{clip.name}")
     group = ram.make_group(card.ram) if card.ram else None
-    with tempfile.TemporaryDirectory() as temporary, balloon(card) as watcher:
+    with tempfile.TemporaryDirectory() as temporary, made_small(card) as watcher:
         output = Path(temporary) / "result.json"
         orders = {
             "prompts": [graphs.reseeded(prompt, seed) for seed in range(1, options.runs + 1)],
@@ -156,6 +159,15 @@ def run(
     return found
 
 
+def bisect(base: Path, options: argparse.Namespace) -> int:
+    """The least VRAM of each phase; least.json."""
+    orders = {"base": str(base), "output": str(options.output / "least.json"), "seconds": options.limit}
+    orders["phases"] = options.least or ["sampling", "VAE decode", "VAE encode", "text encode"]
+    file = options.output / "orders.json"
+    file.write_text(json.dumps(orders), encoding="utf-8")
+    return subprocess.call([sys.executable, str(TOOL), "--least-child", str(file)], preexec_fn=_end_with_parent)
+
+
 def _end_with_parent() -> None:
     """In the child on Linux: a killed tool leaves nothing on the GPU."""
     if sys.platform == "linux":
@@ -163,25 +175,11 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def balloon(card: Card) -> Iterator[Any]:
+def made_small(card: Card) -> Iterator[Send | None]:
     """A process that leaves as much of the GPU as the card has; yields what sends it a command."""
     if card.name == "CPU":
         yield None
         return
-    script = Path(__file__).with_name("balloon.py")
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-
-    def send(command: str) -> Any:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(f"{command}\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    try:
+    with balloon.started() as send:
         send(f"leave {card.vram}" if card.vram else "peaks")
         yield send
-    finally:
-        process.kill()
-        process.wait()

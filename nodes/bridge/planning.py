@@ -1,0 +1,149 @@
+"""The planner beside ComfyUI: what this machine has, what runs on it have taken, and a run's plan as text on a node."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as management
+import folder_paths
+import psutil
+import torch
+
+from ...wan_core.errors import WanError
+from ...wan_core.geometry import FRAME_STRIDE
+from ...wan_core.media.atomic import partial_file
+from ...wan_core.planner import pace
+from ...wan_core.planner.memory import GIB, Clip, compression_of
+from ...wan_core.planner.overview import overview, overview_of
+from ...wan_core.planner.plan import Machine, Run, expected, plan, what
+from ...wan_core.weights import Checkpoint, inspect
+from .meter import Meter
+from .pair import Pair
+
+PROBE = 32 * 2**20  # bytes copied to the GPU to learn the link's rate
+HIDDEN = 0.9  # share of a forward's time up to which its transfers are taken for hidden behind it
+
+
+def machine() -> Machine:
+    """What is free for a run: ComfyUI's own models give way, and so do their copies in RAM."""
+    device = management.get_torch_device()
+    ram = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    if device.type != "cuda":
+        return Machine(ram=ram)
+    loaded = sum(loaded.model.loaded_size() for loaded in management.current_loaded_models if loaded.model is not None)
+    free = management.get_free_memory(device) + loaded
+    return Machine(torch.cuda.get_device_name(device), float(free) + context(), ram, link(device.index or 0))
+
+
+def context() -> float:
+    """Bytes of the card that this process holds beside tensors; the planner counts them as needed."""
+    free, total = torch.cuda.mem_get_info()
+    return float(min(GIB, max(0, total - free - torch.cuda.memory_reserved())))
+
+
+@cache
+def link(index: int) -> float:
+    """GB/s from pinned RAM to the GPU, measured once."""
+    source = torch.empty(PROBE, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(PROBE, dtype=torch.uint8, device=f"cuda:{index}")
+    before, behind = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(2):
+        before.record()
+        target.copy_(source, non_blocking=True)
+        behind.record()
+        behind.synchronize()
+    return PROBE / before.elapsed_time(behind) / 1e6
+
+
+def pace_file() -> Path:
+    """What runs have taken, on every GPU that this installation has seen."""
+    return Path(folder_paths.get_user_directory()) / "wancore" / "pace.json"
+
+
+def learned(card: str) -> pace.Pace:
+    """What runs on this card have taken; nothing where the file is absent or not ours."""
+    try:
+        found = json.loads(pace_file().read_text(encoding="utf-8")).get(card, {})
+        return pace.Pace({what: float(factor) for what, factor in found.items()})
+    except (OSError, ValueError, AttributeError):
+        return pace.Pace({})
+
+
+def learn(card: str, what: str, measured: float, expected: float) -> None:
+    """Writes down what a run has taken, in seconds, beside what arithmetic expected."""
+    path, known = pace_file(), dict(learned(card).learned(what, measured, expected).factors)
+    try:
+        stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stored = {}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial_file(path.parent, path.name) as part:
+            text = json.dumps({**stored, card: known}, indent=1)
+            part.path.write_text(text, encoding="utf-8")
+            part.replace(path)
+    except (OSError, WanError) as error:
+        logging.info("Wan: the time of this run is not kept: %s", error)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of one sampling run, and what it teaches when it is over."""
+
+    run: Run
+    machine: Machine
+    meter: Meter
+
+    @classmethod
+    def of(cls, pair: Pair, shape: torch.Size, forwards: tuple[int, int]) -> RunPlan | None:
+        """For a latent of this shape; None where the models' files are not known."""
+        files = [checkpoint_of(facts.path) for facts in (pair.facts, pair.low_facts) if facts is not None]
+        if any(file is None or file.config is None for file in files):
+            return None
+        high, low = (*files, None)[:2]
+        assert high is not None and high.config is not None
+        scale = compression_of(high.config.out_dim)
+        batch, _, frames, rows, columns = shape
+        clip = Clip(columns * scale, rows * scale, 1 + (frames - 1) * FRAME_STRIDE, batch)
+        return cls(Run(high, clip, low, forwards=forwards), machine(), Meter())
+
+    def report(self) -> str:
+        """Lines for the node."""
+        return plan(self.run, self.machine, learned(self.machine.card)).report(self.machine)
+
+    def learn(self) -> None:
+        """Keeps what a forward took, of each expert whose transfers were hidden."""
+        for expert, name in zip(self.run.experts, ("high", "low"), strict=False):
+            seconds = self.meter.seconds(name)
+            if seconds is None or not self.machine.card:
+                continue
+            told = plan(self.run, self.machine, learned(self.machine.card))
+            if told.sent / self.machine.link / 1e9 < HIDDEN * seconds:
+                clip = Clip(self.run.clip.width, self.run.clip.height, self.run.clip.frames)
+                learn(self.machine.card, what(expert), seconds, expected(expert, clip, self.machine.card))
+
+
+def checkpoint_of(path: str | None) -> Checkpoint | None:
+    """The header of a loaded model's file; None where it cannot be read any more."""
+    try:
+        return inspect(path) if path else None
+    except (WanError, OSError):
+        return None
+
+
+def of_files(high: Checkpoint, **parts: Checkpoint | None) -> str:
+    """What runs of these files need on this machine, a line for each official size."""
+    here = machine()
+    return "\n".join(overview(high, here, learned(here.card), **parts))
+
+
+def of_any(files: Sequence[Checkpoint]) -> list[str]:
+    """The same for files in any order."""
+    here = machine()
+    return overview_of(files, here, learned(here.card))

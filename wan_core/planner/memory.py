@@ -1,0 +1,187 @@
+"""Least memory of each phase of a run, by arithmetic from the files' headers and the clip's size.
+
+ComfyUI's Dynamic VRAM keeps on the GPU what fits and brings the rest in layer by layer, so that a run needs the
+activations, the layers that are fetched at one time, and what never leaves the GPU. Each constant is a measurement:
+tests/core/planner_measured.json holds the numbers and where they are from, tests/core/test_planner.py compares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..config import TransformerConfig
+from ..geometry import FRAME_STRIDE, PATCH
+from ..weights import Checkpoint
+
+GIB = 2**30
+SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
+FETCHED = 2  # blocks on the GPU at one time: the one that computes and the next
+HALF = 2  # bytes of bfloat16 and float16
+
+CONTEXT = 0.75 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
+TOKENS_HELD = (
+    5.6  # tensors of all tokens, at two bytes a value, that a block holds beside the feed-forward's hidden ones
+)
+VACE_HELD = 2.0  # more of them for VACE's control stream
+PROCESS = 3.2 * GIB  # RAM of Python, PyTorch and ComfyUI
+PINNED = 0.5 * GIB  # RAM that layers pass through on their way to the GPU
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file as ComfyUI brings it to the GPU. All in bytes."""
+
+    total: int
+    kept: int  # small layers and bare parameters, which stay
+    fetched: int  # the largest block, or the largest layer outside the blocks
+    decoded: int  # the largest matrix as a layer multiplies it, where that is not how it is stored
+
+    @property
+    def streamed(self) -> int:
+        """What goes to the GPU in every forward where nothing but the least fits."""
+        return self.total - self.kept
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, blocks: str = "blocks.") -> Weights:
+        """Reads the sizes off a header."""
+        layers: dict[str, int] = defaultdict(int)
+        units: dict[str, int] = defaultdict(int)
+        kept = total = decoded = 0
+        bare: list[int] = []
+        for name, official in checkpoint.names.items():
+            entry = checkpoint.header.tensors[name]
+            size = entry.end - entry.start
+            total += size
+            layer, _, leaf = official.rpartition(".")
+            if leaf in ("weight", "bias") or leaf.startswith(("weight_", "scale_", "input_")):
+                layers[layer] += size
+            else:
+                bare.append(size)
+            if leaf == "weight" and len(entry.shape) == 2:
+                in_half = HALF * math.prod(checkpoint.shapes[official])
+                decoded = max(decoded, in_half if in_half > size else 0)
+        for layer, size in layers.items():
+            if size <= SMALL_LAYER:
+                kept += size
+                continue
+            parts = layer.split(".")
+            in_block = layer.startswith(blocks)
+            units[".".join(parts[: blocks.count(".") + 1]) if in_block else layer] += size
+        return cls(total, kept + sum(bare), max(units.values(), default=0), decoded)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is to be made."""
+
+    width: int
+    height: int
+    frames: int
+    batch: int = 1
+
+    def latent(self, compression: int) -> tuple[int, int, int]:
+        """Latent frames, rows and columns; `compression` is pixels to a latent row."""
+        frames = 1 + (self.frames - 1) // FRAME_STRIDE
+        return frames, math.ceil(self.height / compression), math.ceil(self.width / compression)
+
+    def tokens(self, config: TransformerConfig) -> int:
+        """Tokens of one forward, those of token groups among them."""
+        frames, rows, columns = self.latent(compression_of(config.out_dim))
+        of_frame = math.ceil(rows / PATCH) * math.ceil(columns / PATCH)
+        extra = 1.0 if config.reference_dim else 0.0
+        if config.audio_dim:  # the reference picture, and 19 motion latents packed into 1.5 frames
+            extra += 2.5
+        return round(of_frame * (frames + extra))
+
+
+def compression_of(latent_channels: int) -> int:
+    """Pixels to a latent row: 8 of VAE 2.1, 16 of VAE 2.2."""
+    return 16 if latent_channels == 48 else 8
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a run: the least that it does with, in bytes."""
+
+    name: str
+    vram: float
+    ram: float
+
+
+def activations(config: TransformerConfig, clip: Clip) -> float:
+    """Bytes of tokens at the fullest moment of a block."""
+    held = TOKENS_HELD + config.ffn_dim / config.dim + (VACE_HELD if config.vace_dim else 0.0)
+    return held * clip.tokens(config) * config.dim * HALF * clip.batch
+
+
+def sampling(checkpoint: Checkpoint, clip: Clip) -> Phase:
+    """The forwards of one expert, one prompt after the other."""
+    assert checkpoint.config is not None
+    weights = Weights.of(checkpoint)
+    fetched = FETCHED * weights.fetched + weights.decoded
+    return Phase("sampling", CONTEXT + weights.kept + fetched + activations(checkpoint.config, clip), PROCESS + PINNED)
+
+
+def text_encode(checkpoint: Checkpoint) -> Phase:
+    """A prompt through UMT5."""
+    weights = Weights.of(checkpoint, "encoder.block.")
+    return Phase("text encode", CONTEXT + weights.kept + FETCHED * weights.fetched + weights.decoded, PROCESS + PINNED)
+
+
+@dataclass(frozen=True)
+class Working:
+    """Bytes that a VAE works in, per pixel of a frame."""
+
+    encode: float
+    decode: float
+
+
+VAE_WORKING = {8: Working(5200.0, 9900.0), 16: Working(3200.0, 9600.0)}  # by pixels to a latent row
+
+
+def vae(checkpoint: Checkpoint, clip: Clip, *, encode: bool) -> Iterator[Phase]:
+    """Encoding a picture or clip, where there is one, and decoding; whole frames, without tiles."""
+    compression = compression_of(checkpoint.width or 16)
+    working, pixels = VAE_WORKING[compression], clip.width * clip.height
+    weights = Weights.of(checkpoint, "").total
+    frames = 3 * pixels * clip.frames * clip.batch  # bytes of the finished clip
+    if encode:
+        yield Phase("VAE encode", CONTEXT + weights + working.encode * pixels, PROCESS + 4 * frames)
+    yield Phase("VAE decode", CONTEXT + weights + working.decode * pixels, PROCESS + 2 * frames)
+
+
+def phases(
+    high: Checkpoint,
+    clip: Clip,
+    *,
+    low: Checkpoint | None = None,
+    text_encoder: Checkpoint | None = None,
+    vae_file: Checkpoint | None = None,
+    encode: bool = False,
+) -> tuple[Phase, ...]:
+    """All phases of a run, in order."""
+    found = [text_encode(text_encoder)] if text_encoder else []
+    around = list(vae(vae_file, clip, encode=encode)) if vae_file else []
+    found += around[:-1]
+    found += [sampling(expert, clip) for expert in (high, low) if expert is not None]
+    return (*found, *around[-1:])
+
+
+def least_vram(found: tuple[Phase, ...]) -> float:
+    """Bytes with which every phase runs."""
+    return max(phase.vram for phase in found)
+
+
+def least_ram(found: tuple[Phase, ...]) -> float:
+    """Bytes with which every phase runs, the operating system's own not among them."""
+    return max(phase.ram for phase in found)
+
+
+def transfer(checkpoint: Checkpoint, clip: Clip, vram: float) -> float:
+    """Bytes that go to the GPU in each forward from the second on, with so many bytes of the card free at the start."""
+    weights = Weights.of(checkpoint)
+    room = vram - sampling(checkpoint, clip).vram
+    return max(0.0, weights.streamed - max(0.0, room))

@@ -1,0 +1,43 @@
+"""What files need, before a size is chosen: a line for each official size of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..geometry import OFFICIAL_SIZES
+from ..weights import Checkpoint
+from ..weights.families import DIFFUSION_MODEL, TEXT_ENCODER, VAE
+from .memory import Clip
+from .pace import Pace
+from .plan import Machine, Run, plan
+
+
+def overview(
+    high: Checkpoint,
+    machine: Machine,
+    learned: Pace,
+    *,
+    low: Checkpoint | None = None,
+    text_encoder: Checkpoint | None = None,
+    vae: Checkpoint | None = None,
+) -> list[str]:
+    """A line for each official size of the model, at its official length; none for a model without a task."""
+    task = high.task
+    if task is None or high.config is None:
+        return []
+    found = []
+    for width, height in OFFICIAL_SIZES.get(task.id, ()):
+        if width >= height:
+            clip = Clip(width, height, task.frames)
+            run = Run(high, clip, low, text_encoder, vae, encodes=high.config.in_dim > high.config.out_dim)
+            found.append(f"{width}x{height}, {task.frames} frames: {plan(run, machine, learned).line(machine)}")
+    return found
+
+
+def overview_of(files: Sequence[Checkpoint], machine: Machine, learned: Pace) -> list[str]:
+    """The same for files of which at least one is a diffusion model; a second one is its other expert."""
+    models = [file for file in files if file.kind == DIFFUSION_MODEL]
+    if not models:
+        return []
+    encoder, vae = (next((file for file in files if file.kind == kind), None) for kind in (TEXT_ENCODER, VAE))
+    return overview(models[0], machine, learned, low=(*models, None)[1], text_encoder=encoder, vae=vae)

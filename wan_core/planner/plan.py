@@ -1,0 +1,132 @@
+"""The whole plan of a run, and in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..weights import Checkpoint
+from . import memory, pace
+from .memory import GIB, Clip, Phase, Weights
+
+UNKNOWN = pace.Rates(100.0, None, 100.0, 1000.0)  # a card without rates: only what was measured on it counts
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the plan reads of the machine."""
+
+    card: str = ""  # the GPU's name; empty: none
+    vram: float = 0.0  # bytes free for the run
+    ram: float = 0.0  # bytes free for the run
+    link: float = 25.0  # GB/s from RAM to the GPU
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run; `low` is None for a model of one expert."""
+
+    high: Checkpoint
+    clip: Clip
+    low: Checkpoint | None = None
+    text_encoder: Checkpoint | None = None
+    vae: Checkpoint | None = None
+    encodes: bool = False  # whether a picture or clip goes through the VAE first
+    forwards: tuple[int, int] = (0, 0)  # of the high and the low expert
+
+    @property
+    def experts(self) -> tuple[Checkpoint, ...]:
+        return (self.high,) if self.low is None else (self.high, self.low)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs. Bytes and seconds."""
+
+    phases: tuple[Phase, ...]
+    vram: float  # the least that does not fail
+    ram: float
+    streamed: float  # weights of an expert that go to the GPU in a forward where nothing but the least fits
+    sent: float  # what goes there in each forward on this machine
+    forward: float | None  # seconds of one forward; None: nothing is known of the card
+    sampling: float | None  # of all forwards
+    measured: bool  # the time rests on runs on this GPU
+
+    def report(self, machine: Machine) -> str:
+        """Lines for a node or a terminal."""
+        fullest = max(self.phases, key=lambda phase: phase.vram)
+        lines = [
+            f"needs {self.vram / GIB:.1f} GiB of VRAM ({fullest.name}) and {self.ram / GIB:.1f} GiB of RAM at least"
+        ]
+        lines += [f"{name}: {text}" for name, text in self._lacks(machine)]
+        if machine.card:
+            lines.append(f"weights to the GPU in each forward: {self.sent / 1e9:.1f} of {self.streamed / 1e9:.1f} GB")
+        if self.forward is not None and self.sampling:
+            kind = "measured on this GPU" if self.measured else "an estimate, nothing was measured on this GPU yet"
+            lines.append(f"sampling: about {_duration(self.sampling)}, {self.forward:.2g} s a forward ({kind})")
+        return "\n".join(lines)
+
+    def line(self, machine: Machine) -> str:
+        """The same, shorter."""
+        text = f"{self.vram / GIB:.1f} GiB of VRAM and {self.ram / GIB:.1f} GiB of RAM at least"
+        if self.forward is not None:
+            text += f", {'' if self.measured else 'estimated '}{self.forward:.2g} s a forward"
+        return "; ".join([text, *(f"{name}: {lack}" for name, lack in self._lacks(machine))])
+
+    def _lacks(self, machine: Machine) -> list[tuple[str, str]]:
+        found = []
+        for name, needed, there in (("VRAM", self.vram, machine.vram), ("RAM", self.ram, machine.ram)):
+            if there and needed > there:
+                text = f"only {there / GIB:.1f} GiB are free, the run may fail: take a smaller size or fewer frames"
+                found.append((name, text))
+        return found
+
+
+def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
+    """Everything that can be said before a weight is read."""
+    parts = {"low": run.low, "text_encoder": run.text_encoder, "vae_file": run.vae, "encode": run.encodes}
+    phases = memory.phases(run.high, run.clip, **parts)
+    sent = memory.transfer(run.high, run.clip, machine.vram) if machine.card else 0.0
+    forward, measured = forward_seconds(run.high, run.clip, machine, learned)
+    total = None
+    if forward is not None:
+        # a block's weights travel while the one before computes; what takes longer decides
+        forward = max(forward, sent / machine.link / 1e9)
+        total = sum(run.forwards) * forward
+    return Plan(
+        phases,
+        memory.least_vram(phases),
+        memory.least_ram(phases),
+        Weights.of(run.high).streamed,
+        sent,
+        forward,
+        total,
+        measured,
+    )
+
+
+def forward_seconds(
+    checkpoint: Checkpoint, clip: Clip, machine: Machine, learned: pace.Pace
+) -> tuple[float | None, bool]:
+    """Seconds of one forward with its weights at hand, and whether that was measured here; None: nothing is known."""
+    rates = pace.rates_of(machine.card)
+    seconds, measured = learned.seconds(what(checkpoint), expected(checkpoint, clip, machine.card))
+    return (seconds if rates is not None or measured else None), measured
+
+
+def expected(checkpoint: Checkpoint, clip: Clip, card: str) -> float:
+    """Seconds of one forward by arithmetic alone, what measurements are compared with."""
+    assert checkpoint.config is not None
+    rates = pace.rates_of(card) or UNKNOWN
+    needed = pace.work(checkpoint.config, clip.tokens(checkpoint.config), clip.batch)
+    return needed.seconds(rates, float8=checkpoint.precision.startswith("fp8"))
+
+
+def what(checkpoint: Checkpoint) -> str:
+    """What a measurement is kept under: one kind of model in one precision."""
+    assert checkpoint.config is not None
+    return f"forward, width {checkpoint.config.dim}, {checkpoint.precision} {checkpoint.quantised}".strip()
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"

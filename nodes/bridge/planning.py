@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import comfy.model_management as management
 import folder_paths
@@ -79,8 +78,8 @@ def learn(card: str, what: str, measured: float, expected: float) -> None:
     """Writes down what a run has taken, in seconds, beside what arithmetic expected."""
     path, known = pace_file(), dict(learned(card).learned(what, measured, expected).factors)
     try:
-        stored: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         stored = {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def main(arguments: list[str]) -> int:
-    """Reads its orders from a JSON file: prompts, base, cpu, ram, group, rate, cudnn_first, output."""
+    """Reads its orders from a JSON file: runs, base, cpu, ram, group, rate, output."""
     orders = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
     if orders["group"]:
         ram.enter(Path(orders["group"]))
@@ -33,21 +33,25 @@ def main(arguments: list[str]) -> int:
     if not orders["cpu"]:
         watch.link = Link(orders["rate"])
         watch.link.install()
-        if orders["cudnn_first"]:
-            _put_cudnn_first()
     watch.around_forwards()
     found: dict[str, Any] = {
         "started": round(time.time() - began, 2),
         "native_rate": round(watch.link.native_rate, 1) if watch.link else 0.0,
         "runs": [],
     }
-    for prompt in orders["prompts"]:
-        watch.prompt, watch.phases, watch.forwards = prompt, [], []
+    last = ""
+    for order in orders["runs"]:
+        if last and order["engine"] != last:
+            executor.forget()
+        last = order["engine"]
+        _order_attention(cudnn_first=order["cudnn_first"])
+        watch.prompt, watch.phases, watch.forwards = order["prompt"], [], []
         start = time.time()
-        seconds, problem = executor.run(prompt)
+        seconds, problem = executor.run(order["prompt"])
         watch.end()
         found["runs"].append(
             {
+                "engine": order["engine"],
                 "start": start,
                 "seconds": round(seconds, 3),
                 "problem": problem,
@@ -57,14 +61,20 @@ def main(arguments: list[str]) -> int:
             }
         )
         Path(orders["output"]).write_text(json.dumps(found), encoding="utf-8")
-        if problem:
-            break
     sys.stdout.flush()
     os._exit(0)  # nothing is left to tidy up, and taking a model apart takes seconds
 
 
-def _put_cudnn_first() -> None:
+def _order_attention(*, cudnn_first: bool) -> None:
+    """ComfyUI's order of PyTorch's attention kernels, or with cuDNN's before the others."""
     import comfy.ops
-    from torch.nn.attention import SDPBackend
 
-    comfy.ops.SDPA_BACKEND_PRIORITY.sort(key=lambda backend: backend is not SDPBackend.CUDNN_ATTENTION)
+    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
+    if order is None:
+        return
+    if not _AS_SHIPPED:
+        _AS_SHIPPED.extend(order)
+    order[:] = sorted(_AS_SHIPPED, key=lambda kernel: cudnn_first and kernel.name != "CUDNN_ATTENTION")
+
+
+_AS_SHIPPED: list[Any] = []

@@ -65,17 +65,19 @@ class Random:
         return values.tobytes()
 
 
-def transformer(path: Path, shapes: str, precision: str, *, layers: int | None = None, seed: int = 0) -> Path:
+def transformer(
+    path: Path, shapes: str, precision: str, *, layers: int | None = None, numbers: Random | None = None
+) -> Path:
     """A diffusion model in "bf16", "fp16", "fp8" or a type of GGUF."""
     named = shapes_of(shapes, layers)
     if precision in GGUF:
-        return _gguf(path, named, precision, seed)
+        return _gguf(path, named, precision, numbers or Random(0))
     plain = "F16" if precision == "fp16" else "BF16"
     blocks = "F8_E4M3" if precision == "fp8" else plain
-    return _safetensors(path, dict(_typed(named, plain, blocks, "blocks.")), seed, scaled=precision == "fp8")
+    return _safetensors(path, dict(_typed(named, plain, blocks, "blocks.")), numbers, scaled=precision == "fp8")
 
 
-def text_encoder(path: Path, spiece: bytes, seed: int = 0) -> Path:
+def text_encoder(path: Path, spiece: bytes, *, numbers: Random | None = None) -> Path:
     """UMT5-XXL with its matrices in scaled fp8, as ComfyUI's file names them."""
     named: Shapes = {}
     for name, shape in shapes_of("umt5_xxl").items():
@@ -88,12 +90,12 @@ def text_encoder(path: Path, spiece: bytes, seed: int = 0) -> Path:
     for name in kinds:
         if "relative_attention_bias" in name:
             kinds[name] = ("F16", kinds[name][1])
-    return _safetensors(path, kinds, seed, scaled=True, spiece=spiece)
+    return _safetensors(path, kinds, numbers, scaled=True, spiece=spiece)
 
 
-def vae(path: Path, shapes: str, seed: int = 0) -> Path:
+def vae(path: Path, shapes: str, *, numbers: Random | None = None) -> Path:
     """A VAE in bfloat16."""
-    return _safetensors(path, dict(_typed(shapes_of(shapes), "BF16", "BF16", "")), seed)
+    return _safetensors(path, dict(_typed(shapes_of(shapes), "BF16", "BF16", "")), numbers)
 
 
 def _typed(named: Shapes, plain: str, matrices: str, prefix: str) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
@@ -105,7 +107,7 @@ def _typed(named: Shapes, plain: str, matrices: str, prefix: str) -> Iterator[tu
 def _safetensors(
     path: Path,
     tensors: dict[str, tuple[str, tuple[int, ...]]],
-    seed: int,
+    numbers: Random | None,
     *,
     scaled: bool = False,
     spiece: bytes = b"",
@@ -131,7 +133,7 @@ def _safetensors(
         add("spiece_model", "U8", (len(spiece),), size=len(spiece))
     header = json.dumps(table).encode()
     header += b" " * (-len(header) % 8)
-    numbers = Random(seed)
+    numbers = numbers or Random(0)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for kind, size, value in parts:
@@ -151,7 +153,7 @@ def _ones(kind: str, size: int) -> bytes:
     return one * (size // 2)
 
 
-def _gguf(path: Path, named: Shapes, kind: str, seed: int) -> Path:
+def _gguf(path: Path, named: Shapes, kind: str, numbers: Random) -> Path:
     number, elements, nbytes = GGUF[kind]
     header, parts, offset = b"", [], 0
     for name, shape in named.items():
@@ -167,7 +169,6 @@ def _gguf(path: Path, named: Shapes, kind: str, seed: int) -> Path:
     key, value = b"general.architecture", b"wan"
     fields = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
     start = b"GGUF" + struct.pack("<IQQ", 3, len(named), 1) + fields + header
-    numbers = Random(seed)
     with path.open("wb") as file:
         file.write(start + bytes(-len(start) % ALIGNMENT))
         for part, count, ones in parts:

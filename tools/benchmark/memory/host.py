@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
@@ -84,6 +85,15 @@ class Executor:
             self.listener, cache_type=execution.CacheType.RAM_PRESSURE, cache_args=sizes
         )
         self.validate, self.number = execution.validate_prompt, 0
+
+    def forget(self) -> None:
+        """What the server does when it is asked to free its memory."""
+        import comfy.model_management as management
+
+        management.unload_all_models()
+        self.executor.reset()
+        gc.collect()
+        management.soft_empty_cache()
 
     def run(self, prompt: dict[str, Any]) -> tuple[float, str]:
         """Seconds of the whole prompt, and what went wrong; empty where nothing did."""

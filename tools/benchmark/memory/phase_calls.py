@@ -18,6 +18,7 @@ from ....wan_core.planner import memory
 from ....wan_core.planner.memory import GIB, Clip
 from ....wan_core.weights import inspect
 from . import files
+from .cases import UMT5, VAE21, VAE22
 
 LAYERS = {"vace_14B": 8, "animate_14B": 8}  # of 40; VACE's control blocks stand at equal distances
 FEW = 3
@@ -29,8 +30,8 @@ def prepare(phase: str, shapes: str, precision: str, clip: Clip, base: Path) -> 
     if phase == "sampling":
         return _sampling(shapes, precision, clip, base / "models" / "diffusion_models")
     if phase == "text encode":
-        return _text(base / "models" / "text_encoders" / "least_umt5.safetensors")
-    return _vae(phase, shapes, clip, base / "models" / "vae" / f"least_{shapes}.safetensors")
+        return _text(base / "models" / "text_encoders" / UMT5)
+    return _vae(phase, shapes, clip, base / "models" / "vae" / (VAE22 if shapes == "vae22" else VAE21))
 
 
 def release() -> None:

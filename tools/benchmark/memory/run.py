@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--base", type=Path, help="base folder with models/; files that are missing are written")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of memory.json and memory.md")
+    parser.add_argument("--together", action="store_true", help="all engines in one process, for times alone")
     parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no case is started")
     parser.add_argument("--least", nargs="*", metavar="PHASE", help="bisect the least VRAM of these phases (none: all)")
     parser.add_argument("--only-files", action="store_true", help="write the files and end")
@@ -63,16 +66,14 @@ def main(arguments: list[str]) -> int:
         if options.steps:
             clip = Clip(clip.name, clip.width, clip.height, clip.frames, options.steps, clip.cfg)
         cards = [Card("CPU", None, None)] if options.smoke else cases.cards(options.cards, options.rates)
-        for card in cards:
-            for name, model in models.items():
-                for engine in options.engines:
-                    if time.monotonic() - began > options.limit:
-                        continue
-                    row = {"model": name, "clip": clip.name, "card": card.name, "engine": engine}
-                    row |= run(engine, model, clip, card, base, options)
-                    rows.append(row)
-                    report.write(rows, options.output)
-                    print(report.line(row), flush=True)
+        groups = [options.engines] if options.together else [[engine] for engine in options.engines]
+        for card, (name, model), engines in product(cards, models.items(), groups):
+            if time.monotonic() - began > options.limit:
+                break
+            for engine, found in run(engines, model, clip, card, base, options).items():
+                rows.append({"model": name, "clip": clip.name, "card": card.name, "engine": engine, **found})
+                print(report.line(rows[-1]), flush=True)
+            report.write(rows, options.output)
     print("\n" + (options.output / "memory.md").read_text(encoding="utf-8"))
     return 0
 
@@ -111,7 +112,7 @@ def _write(writer: Any, path: Path, *args: Any) -> None:
     part = path.with_name(f"part_{path.name}")
     if writer is files.transformer:
         shapes, precision, seed = args
-        writer(part, shapes, precision, seed=seed)
+        writer(part, shapes, precision, numbers=files.Random(seed))
     else:
         writer(part, *args)
     part.rename(path)
@@ -125,24 +126,25 @@ def _picture(path: Path) -> None:
     Image.fromarray(np.stack([rows // 2, columns // 4, (rows + columns) // 6], axis=-1).astype(np.uint8)).save(path)
 
 
-def run(engine: str, model: Model, clip: Clip, card: Card, base: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One case."""
-    prompt = ENGINES[engine](model, clip, f"{engine.split(',')[0]}_{model.precision}_{clip.name}")
+def run(
+    engines: list[str], model: Model, clip: Clip, card: Card, base: Path, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """One case for each engine, all in one process."""
     group = ram.make_group(card.ram) if card.ram else None
+    name = f"{'_'.join(engines)}_{model.precision}_{clip.name}_{card.name}"
     with tempfile.TemporaryDirectory() as temporary, made_small(card) as watcher:
         output = Path(temporary) / "result.json"
         orders = {
-            "prompts": [graphs.reseeded(prompt, seed) for seed in range(1, options.runs + 1)],
+            "runs": [one for engine in engines for one in _runs(engine, model, clip, options.runs)],
             "base": str(base),
             "cpu": options.smoke,
             "ram": card.ram,
             "group": str(group) if group else None,
             "rate": card.rate,
-            "cudnn_first": "cuDNN" in engine,
             "output": str(output),
         }
         (Path(temporary) / "orders.json").write_text(json.dumps(orders), encoding="utf-8")
-        log = options.output / f"{engine.replace(', ', '_').replace(' ', '_')}_{model.precision}_{clip.name}.log"
+        log = options.output / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}.log"
         with log.open("ab") as file:
             command = [sys.executable, str(TOOL), "--child", str(Path(temporary) / "orders.json")]
             code = subprocess.call(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
@@ -156,7 +158,17 @@ def run(engine: str, model: Model, clip: Clip, card: Card, base: Path, options: 
         found["died"] = "killed for memory" if code in (-9, 137) else f"exit {code}"
     if group:
         group.rmdir()
-    return found
+    runs = {engine: [entry for entry in found["runs"] if entry["engine"] == engine] for engine in engines}
+    return {engine: {**found, "runs": entries} for engine, entries in runs.items()}
+
+
+def _runs(engine: str, model: Model, clip: Clip, count: int) -> list[dict[str, Any]]:
+    prompt = ENGINES[engine](model, clip, f"{engine.split(',')[0]}_{model.precision}_{clip.name}")
+    cudnn_first = "cuDNN" in engine
+    return [
+        {"engine": engine, "prompt": graphs.reseeded(prompt, seed), "cudnn_first": cudnn_first}
+        for seed in range(1, count + 1)
+    ]
 
 
 def bisect(base: Path, options: argparse.Namespace) -> int:

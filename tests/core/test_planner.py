@@ -1,0 +1,124 @@
+"""The planner's arithmetic: exact where headers decide, near the measurements where memory and time do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from wancore.wan_core.planner import memory, pace
+from wancore.wan_core.planner.memory import GIB, Clip, Weights
+from wancore.wan_core.planner.overview import overview_of
+from wancore.wan_core.planner.plan import Machine, Run, expected, plan, what
+from wancore.wan_core.weights import Checkpoint, inspect
+
+from .hollow_files import text_encoder, transformer, vae
+
+MEASURED = json.loads(Path(__file__).with_name("planner_measured.json").read_text())
+H200 = "NVIDIA H200"
+CLIP = Clip(832, 480, 81)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Checkpoint]:
+    """Full-size files of the published names and shapes: sparse, so that they take no disk."""
+    folder = tmp_path_factory.mktemp("models")
+    wanted = {(row["shapes"], row["precision"]) for row in MEASURED["rows"]}
+    wanted |= {("t2v_A14B_expert", "fp8"), ("vae21", "bf16"), ("umt5_xxl", "fp8")}
+    makers = {"umt5_xxl": text_encoder, "vae21": vae, "vae22": vae}
+    return {(shapes, kind): inspect(makers.get(shapes, transformer)(folder, shapes, kind)) for shapes, kind in wanted}
+
+
+def phase(row: dict, files: dict) -> memory.Phase:
+    checkpoint = files[row["shapes"], row["precision"]]
+    clip = Clip(*row.get("clip", (832, 480, 81)))
+    if row["phase"] == "sampling":
+        return memory.sampling(checkpoint, clip)
+    if row["phase"] == "text encode":
+        return memory.text_encode(checkpoint)
+    return next(found for found in memory.vae(checkpoint, clip, encode=True) if found.name == row["phase"])
+
+
+@pytest.mark.parametrize("row", MEASURED["rows"], ids=lambda row: " ".join(map(str, row.values()))[:60])
+def test_memory_is_near_what_was_measured(row, files):
+    """`least`: GiB that the bisection against the balloon found; the plan lies above, by a tenth at most."""
+    planned = phase(row, files).vram / GIB
+    assert 0.97 * row["least"] < planned < 1.1 * row["least"]
+
+
+def test_weights_are_what_the_header_says(files):
+    found = Weights.of(files["t2v_A14B_expert", "fp8"])
+    block = 8 * 5120**2 + 2 * 5120 * 13824  # one byte each, and the bfloat16 biases and norms
+    assert found.fetched == pytest.approx(block, rel=0.001)
+    assert found.total == files["t2v_A14B_expert", "fp8"].path.stat().st_size - header_bytes(files)
+    assert found.streamed + found.kept == found.total and found.kept < 10e6
+    assert found.decoded == 2 * 5120 * 13824
+
+
+def header_bytes(files) -> int:
+    """Of the file, and of the mark of its layout, which is no tensor of the model."""
+    path = files["t2v_A14B_expert", "fp8"].path
+    return 8 + int.from_bytes(path.read_bytes()[:8] if path.stat().st_size < 1e6 else path.open("rb").read(8), "little")
+
+
+def test_tokens():
+    config = inspect_config()
+    assert CLIP.tokens(config) == 32_760  # 21 latent frames of 30 x 52
+    assert Clip(1280, 720, 81).tokens(config) == 75_600
+
+
+def inspect_config():
+    from wancore.wan_core.config import TransformerConfig
+
+    return TransformerConfig(5120, 13824, 40, 40)
+
+
+def test_work_is_counted_by_hand():
+    needed = pace.work(inspect_config(), 32_760)
+    assert needed.linear + needed.attention == pytest.approx(1.678e15, rel=0.005)
+
+
+def test_more_free_memory_is_fewer_transfers(files):
+    checkpoint = files["t2v_A14B_expert", "fp8"]
+    least = memory.sampling(checkpoint, CLIP).vram
+    sent = [memory.transfer(checkpoint, CLIP, least + extra * GIB) for extra in (0, 5, 10, 20)]
+    assert sent[0] == Weights.of(checkpoint).streamed and sent[3] == 0
+    assert sent[1] - sent[2] == pytest.approx(5 * GIB)
+
+
+def test_one_measurement_corrects_every_size(files):
+    """docs/performance.md: seconds of a forward in fp8 at 480p and in bf16 at both sizes, on one card."""
+    checkpoint, clips = files["t2v_A14B_expert", "fp8"], (CLIP, Clip(1280, 720, 81))
+    machine = Machine(H200, 100 * GIB, 64 * GIB, 50)
+    run = Run(checkpoint, CLIP, forwards=(2, 2))
+    before = plan(run, machine, pace.Pace({}))
+    assert not before.measured and "an estimate" in before.report(machine)
+    learned = pace.Pace({}).learned(what(checkpoint), MEASURED["forward"]["480p"], expected(checkpoint, CLIP, H200))
+    after = plan(run, machine, learned)
+    assert after.measured and after.forward == pytest.approx(MEASURED["forward"]["480p"])
+    larger = plan(Run(checkpoint, clips[1], forwards=(2, 2)), machine, learned)
+    assert larger.forward == pytest.approx(MEASURED["forward"]["720p"], rel=0.1)
+    assert larger.sampling == pytest.approx(4 * larger.forward)
+
+
+def test_a_slow_link_decides_where_it_takes_longer(files):
+    checkpoint = files["t2v_A14B_expert", "fp8"]
+    machine = Machine(H200, memory.sampling(checkpoint, CLIP).vram, 64 * GIB, 1.0)
+    found = plan(Run(checkpoint, CLIP, forwards=(1, 0)), machine, pace.Pace({}))
+    assert found.forward == pytest.approx(found.sent / 1e9)
+
+
+def test_what_is_missing_is_said(files):
+    checkpoint = files["t2v_A14B_expert", "fp8"]
+    small = Machine("NVIDIA GeForce RTX 3060", 3 * GIB, 2 * GIB)
+    text = plan(Run(checkpoint, CLIP, forwards=(1, 0)), small, pace.Pace({})).report(small)
+    assert "VRAM: only 3.0 GiB are free" in text and "RAM: only 2.0 GiB are free" in text
+    unknown = Machine("A card that nobody knows", 12 * GIB, 32 * GIB)
+    assert "a forward" not in plan(Run(checkpoint, CLIP), unknown, pace.Pace({})).report(unknown)
+
+
+def test_files_in_any_order(files):
+    found = [files["umt5_xxl", "fp8"], files["vae21", "bf16"], files["t2v_A14B_expert", "fp8"]]
+    lines = overview_of(found, Machine(), pace.Pace({}))
+    assert [line.split(",")[0] for line in lines] == ["1280x720", "832x480"]
+    assert overview_of(found[:2], Machine(), pace.Pace({})) == []

@@ -1,0 +1,66 @@
+"""The memory benchmark runs through on any machine; its files are what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from wancore.tools.benchmark.memory import cases, graphs, report
+from wancore.wan_core.weights import inspect
+
+from ..core.hollow_files import Nothing
+
+ROOT = Path(__file__).parents[2]
+DEFAULT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "comfyui-wancore" / "ComfyUI-0.30.0"
+
+
+def test_smoke(tmp_path: Path) -> None:
+    command = [sys.executable, "tools/bench_memory.py", "--smoke", "--models", "i2v-fp8", "--output", str(tmp_path)]
+    environment = {**os.environ, "COMFYUI_PATH": os.environ.get("COMFYUI_PATH") or str(DEFAULT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--engines", "WanCore"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = json.loads((tmp_path / "memory.json").read_text())
+    assert [entry["problem"] for entry in row["runs"]] == ["", ""]
+    names = [phase["name"] for phase in row["runs"][1]["phases"]]
+    assert names == ["text encode", "VAE encode", "sampling", "VAE decode", "save"]  # nothing is loaded twice
+    assert all(len(report.forwards(entry)) == 4 and entry["ram_peak"] > 0 for entry in row["runs"])
+    assert report.switch(row["runs"][0]) is not None
+    assert "| again |" in (tmp_path / "memory.md").read_text()
+
+
+@pytest.mark.parametrize("name", cases.MODELS)
+def test_both_graphs_make_the_same_clip(name: str) -> None:
+    model, clip = cases.MODELS[name], cases.CLIPS["480p81"]
+    ours, native = graphs.ours(model, clip, "a"), graphs.native(model, clip, "a")
+    for prompt in (ours, native):
+        links = [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
+        assert all(link[0] in prompt for link in links)
+        text = json.dumps(prompt)
+        assert all(file in text for file in (*model.files, model.vae, model.text_encoder)) and '"steps": 4' in text
+    assert not any(node["class_type"] == "WanCoreLoraPair" for node in ours.values())
+    sizes = [node["inputs"] for node in (*ours.values(), *native.values()) if "length" in node["inputs"]]
+    assert {(size["width"], size["height"], size["length"]) for size in sizes} == {(832, 480, 81)}
+    assert graphs.reseeded(ours, 7) != ours != graphs.reseeded(ours, 8)
+
+
+def test_written_files_are_what_they_say(tmp_path: Path) -> None:
+    from wancore.tools.benchmark.memory import files
+
+    for name, model in cases.MODELS.items():
+        path = files.transformer(tmp_path / model.files[0], model.shapes, model.precision, numbers=Nothing(0))
+        found = inspect(path)
+        assert found.kind == "diffusion_model" and found.expert == (None if name == "ti2v-5B" else "high")
+        assert found.precision == {"fp8": "fp8_e4m3fn"}.get(model.precision, model.precision)
+        assert found.config is not None and found.config.num_layers == (30 if name == "ti2v-5B" else 40)
+
+
+def test_peaks_are_those_between_two_times() -> None:
+    changes = [[1.0, 2 * 2**30], [2.0, 5 * 2**30], [3.0, 2**30]]
+    assert report.peak(changes, 0.5, 1.5) == 2.0
+    assert report.peak(changes, 1.5, 2.5) == 5.0
+    assert report.peak(changes, 2.5, 9.0) == 5.0  # what was there when it began
+    assert report.peak(changes, 3.5, 9.0) == 1.0

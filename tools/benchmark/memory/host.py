@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 EXTRAS = ("nodes_wan", "nodes_hunyuan", "nodes_video", "nodes_model_advanced")  # of comfy_extras, for native graphs
 
@@ -67,7 +67,7 @@ class Executor:
         import comfy.model_management as management
         import execution
 
-        import nodes
+        nodes = cast("Any", importlib.import_module("nodes"))  # ComfyUI's
 
         async def load() -> None:
             extras = Path(nodes.__file__).parent / "comfy_extras"

@@ -148,7 +148,7 @@ def run(
         with log.open("ab") as file:
             command = [sys.executable, str(TOOL), "--child", str(Path(temporary) / "orders.json")]
             code = subprocess.call(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
-        found = json.loads(output.read_text()) if output.is_file() else {"runs": []}
+        found: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {"runs": []}
         peaks = watcher("peaks") if watcher else []
     for entry in found["runs"]:
         for phase in entry["phases"]:

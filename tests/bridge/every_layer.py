@@ -38,9 +38,9 @@ def matrices() -> list[str]:
 def lora_file(path: Path) -> str:
     """A LoRA on every matrix, with differences of their biases."""
     generator = torch.Generator().manual_seed(4)
-    out: dict[str, Tensor] = {}
+    file, out = weights(), dict[str, Tensor]()
     for name in matrices():
-        weight = weights()[f"{name}.weight"]
+        weight = file[f"{name}.weight"]
         out[f"{LORA}{name}.lora_down.weight"] = torch.randn(RANK, weight.shape[1], generator=generator)
         up = torch.randn(weight.shape[0], RANK, generator=generator) * SIZE * weight.float().std() / RANK**0.5
         out |= {f"{LORA}{name}.lora_up.weight": up, f"{LORA}{name}.alpha": torch.tensor(float(RANK))}

@@ -63,6 +63,12 @@ def key(name: bytes, kind: int) -> bytes:
     return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind)
 
 
+def tensor(name: bytes = b"t", shape: tuple[int, ...] = (32,), kind: int = 0, offset: int = 0) -> bytes:
+    axes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return struct.pack("<Q", len(name)) + name + axes + struct.pack("<IQ", kind, offset)
+
+
+# The cases of llama.cpp's tests/test-gguf.cpp that must fail, and as many of our own.
 LIES = {
     "array of 2**40 bytes": lie(key(b"a", 9) + struct.pack("<IQ", 0, 2**40)),
     "array of 2**62 texts": lie(key(b"a", 9) + struct.pack("<IQ", 8, 2**62)),
@@ -79,6 +85,51 @@ LIES = {
     "alignment 0": lie(key(b"general.alignment", 4) + struct.pack("<I", 0)),
     "version 9": b"GGUF" + struct.pack("<IQQ", 9, 0, 0),
     "big endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
+    "little version 0": b"GGUF" + struct.pack("<IQQ", 0, 0, 0),
+    "version 1": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
+    "version 2**31": b"GGUF" + struct.pack("<IQQ", 2**31, 0, 0),
+    "magic the other way round": b"FUGG" + struct.pack("<IQQ", 3, 0, 0),
+    "ends after the magic": b"GGUF",
+    "ends after the version": b"GGUF" + struct.pack("<I", 3),
+    "ends before the number of keys": b"GGUF" + struct.pack("<IQ", 3, 1),
+    "2**64 - 1 tensors": lie(b"", tensors=2**64 - 1, keys=0),
+    "2**64 - 1 keys": lie(b"", keys=2**64 - 1),
+    "a key too few": lie(key(b"a", 4) + struct.pack("<I", 1), keys=2),
+    "a tensor too few": lie(tensor(), tensors=2, keys=0),
+    "key longer than a key may be": lie(key(b"k" * 70_000, 4) + struct.pack("<I", 1)),
+    "key that is no text": lie(key(b"\xff\xfe", 4) + struct.pack("<I", 1)),
+    "key twice": lie((key(b"a", 4) + struct.pack("<I", 1)) * 2, keys=2),
+    "value type 2**32 - 1": lie(key(b"a", 2**32 - 1)),
+    "text longer than the file": lie(key(b"a", 8) + struct.pack("<Q", 2**20) + b"abc"),
+    "text of 2**64 - 1 bytes": lie(key(b"a", 8) + struct.pack("<Q", 2**64 - 1)),
+    "text that is no text": lie(key(b"a", 8) + struct.pack("<Q", 2) + b"\xc3\x28"),
+    "number that ends early": lie(key(b"a", 10) + b"\0\0\0"),
+    "array of an unknown type": lie(key(b"a", 9) + struct.pack("<IQ", 99, 1)),
+    "array of 2**61 numbers of 8 bytes": lie(key(b"a", 9) + struct.pack("<IQ", 12, 2**61)),
+    "array of flags behind the end": lie(key(b"a", 9) + struct.pack("<IQ", 7, 100) + b"\1"),
+    "array with a text behind the end": lie(key(b"a", 9) + struct.pack("<IQQ", 8, 1, 2**40)),
+    "array of a million empty texts": lie(key(b"a", 9) + struct.pack("<IQ", 8, 10**6) + bytes(64)),
+    "alignment 3": lie(key(b"general.alignment", 4) + struct.pack("<I", 3)),
+    "alignment 2**31": lie(key(b"general.alignment", 4) + struct.pack("<I", 2**31)),
+    "alignment as a text": lie(key(b"general.alignment", 8) + struct.pack("<Q", 2) + b"32"),
+    "alignment as a fraction": lie(key(b"general.alignment", 6) + struct.pack("<f", 32.0)),
+    "tensor name of 2**40 bytes": lie(struct.pack("<Q", 2**40), tensors=1, keys=0),
+    "tensor name longer than one may be": lie(tensor(b"n" * 2000), tensors=1, keys=0),
+    "tensor name that is no text": lie(tensor(b"\xff"), tensors=1, keys=0),
+    "tensor twice": lie(tensor() * 2, tensors=2, keys=0) + bytes(256),
+    "six dimensions": lie(tensor(shape=(2, 2, 2, 2, 2, 2)), tensors=1, keys=0),
+    "2**32 - 1 dimensions": lie(struct.pack("<QsI", 1, b"t", 2**32 - 1), tensors=1, keys=0),
+    "axis of nothing": lie(tensor(shape=(32, 0)), tensors=1, keys=0),
+    "axis of 2**64 - 1": lie(tensor(shape=(2**64 - 1,)), tensors=1, keys=0),
+    "rows that are no whole blocks": lie(tensor(shape=(33,), kind=8), tensors=1, keys=0) + bytes(256),
+    "type that was taken out": lie(tensor(kind=4), tensors=1, keys=0) + bytes(256),
+    "type 2**32 - 1": lie(tensor(kind=2**32 - 1), tensors=1, keys=0),
+    "place that is not aligned": lie(tensor(offset=1), tensors=1, keys=0) + bytes(256),
+    "place behind the end": lie(tensor(offset=2**40), tensors=1, keys=0) + bytes(256),
+    "place of 2**64 - 32": lie(tensor(offset=2**64 - 32), tensors=1, keys=0) + bytes(256),
+    "data that are missing": lie(tensor(shape=(4096, 4096)), tensors=1, keys=0) + bytes(256),
+    "data that end a byte early": lie(tensor(), tensors=1, keys=0).ljust(64 + 127, b"\0"),
+    "two tensors in one place": lie(tensor(b"a") + tensor(b"b"), tensors=2, keys=0) + bytes(512),
     "not GGUF": b"<!DOCTYPE html><html>",
     "two bytes": b"GG",
     "empty": b"",
@@ -89,10 +140,13 @@ LIES = {
 def test_lies_are_refused_at_once(name: str, tmp_path: Path) -> None:
     path = tmp_path / "lie.gguf"
     path.write_bytes(LIES[name])
-    start = time.perf_counter()
-    with pytest.raises(WeightsFileError) as error:
-        gguf.read_header(path)
-    assert time.perf_counter() - start < 0.25
+    times = []
+    for _ in range(3):  # the least counts: other work on the machine only adds
+        start = time.process_time()
+        with pytest.raises(WeightsFileError) as error:
+            gguf.read_header(path)
+        times.append(time.process_time() - start)
+    assert min(times) < 0.01  # seconds
     tracemalloc.start()
     try:
         with pytest.raises(WeightsFileError):
@@ -101,6 +155,10 @@ def test_lies_are_refused_at_once(name: str, tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert error.value.where == str(path)
+
+
+def test_there_are_as_many_lies_as_were_asked_for() -> None:
+    assert len(LIES) >= 46
 
 
 def test_overlapping_tensors_are_refused(sample: Path, tmp_path: Path) -> None:
@@ -118,19 +176,25 @@ def test_mutated_headers_raise_one_error_type(sample: Path, tmp_path: Path) -> N
     whole = sample.read_bytes()
     header_end = min(tensor.start for tensor in gguf.read_header(sample).tensors.values())
     rng = random.Random(3)
-    slowest, refused = 0.0, 0
+    slowest, refused, most = 0.0, 0, 0
+    tracemalloc.start()
     for _ in range(20_000):
         data = bytearray(whole)
         for _ in range(rng.randint(1, 4)):
             data[rng.randrange(header_end)] = rng.choice((0, 1, 0x7F, 0xFF, rng.randrange(256)))
-        start = time.perf_counter()
+        mutated = bytes(data)
+        tracemalloc.reset_peak()
+        before, start = tracemalloc.get_traced_memory()[0], time.process_time()
         try:
-            gguf._parse(bytes(data), len(data), Path("mutated"))
+            gguf._parse(mutated, len(mutated), Path("mutated"))
         except gguf._BrokenHeaderError:
             refused += 1
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
+        most = max(most, tracemalloc.get_traced_memory()[1] - before)
+    tracemalloc.stop()
     assert refused > 10_000
-    assert slowest < 0.25
+    assert slowest < 0.25  # seconds
+    assert most < 2**20, "memory was taken for what a header says"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import struct
 import sys
 import time
@@ -316,8 +317,10 @@ def test_twenty_thousand_mutations_give_our_error_or_a_valid_file(tmp_path):
     whole = valid_file()
     end = 8 + struct.unpack("<Q", whole[:8])[0]
     path = tmp_path / "x.safetensors"
-    refused, slowest = 0, 0.0
-    for _ in range(20_000):
+    path.touch()
+    refused, slowest, most = 0, 0.0, 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(20_000):
         data = bytearray(whole)
         for _ in range(rng.choice((1, 1, 2, 8))):
             place = rng.randrange(end)
@@ -330,14 +333,23 @@ def test_twenty_thousand_mutations_give_our_error_or_a_valid_file(tmp_path):
                 del data[place]
             else:
                 data[place:place] = rng.choice((b"0", b"9", b'"', b"}", b"-", b"[", b"\\u0000", b"1e9"))
-        path.write_bytes(data)
+        with path.open("r+b") as file:  # emptying it first makes file systems write it out at once
+            file.write(data)
+            file.truncate()
+        if number % 20 == 0:  # tracing makes it many times slower
+            tracemalloc.start()
         start = time.process_time()
         try:
             inspect(path)
         except WeightsFileError:
             refused += 1
         slowest = max(slowest, time.process_time() - start)
+        if tracemalloc.is_tracing():
+            most = max(most, tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
     assert slowest < 0.25  # seconds
+    assert most < 2**20, "memory was taken for what a header says"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50 * 1024  # KiB, in any of them
     assert 15_000 < refused < 20_000  # most are refused; a changed letter of a name is not an error
 
 

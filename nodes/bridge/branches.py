@@ -13,11 +13,12 @@ patched already, and afterwards `hand_over` gives them what it would have given 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import comfy.float
+import comfy.ops
 import torch
 from comfy.model_patcher import LowVramPatch
 from comfy.patcher_extension import CallbacksMP
@@ -26,10 +27,13 @@ from torch import Tensor, nn
 
 from ...wan_core.errors import InputError
 from ...wan_core.kernels import Rows8
+from .dora import lengths_of, with_lengths
+from .lora_bank import HeldPatch
 from .lora_table import TableReader, adding, beside, give_places, key_of
-from .patches import FloatPatches, Patch, mapped, split
+from .patches import FloatPatches, GivenPatch, mapped
 
 KEY = "wan_core_branches"  # of the callback
+Parts = list[tuple[float, GivenPatch | HeldPatch]]  # strength, and what it scales
 
 
 class BranchedLinear(nn.Module):
@@ -82,6 +86,7 @@ class BranchedLinear(nn.Module):
         Raises:
             InputError: a conditioning hook is to change blocks, which nothing here can write.
         """
+        self.__dict__.pop("dora_lengths", None)
         stored = self.weight
         if not (return_weight or inplace_update):
             dtype = stored.dtype if stored.dtype.itemsize > 1 else torch.bfloat16
@@ -120,23 +125,43 @@ class BranchedLinear(nn.Module):
         if not self.has_patches:
             return super().forward(input, *args, **kwargs)
         rounded, input = input, input.exact_tokens() if isinstance(input, Rows8) else input
-        given, of_run = self._given(), beside(self, "weight")
-        on_bias = adding(self, "bias", input)
-        patches = [patch for function in given for patch in _patches_of(function)]
-        branches, rest = split(patches)
-        if all(patch.is_sum for _, patch in of_run):
-            rest += [patch.patch(input, strength) for strength, patch in of_run if patch.scale is None]
-            of_run = [(strength, patch) for strength, patch in of_run if patch.scale is not None]
-        else:  # one of them changes what was added before it
-            branches, rest = [], [*patches, *(patch.patch(input, strength) for strength, patch in of_run)]
-            of_run = []
-        with self._without(given, FloatPatches(key_of(self, "weight"), rest) if rest else None, on_bias):
+        given = self._given()
+        parts = [part for function in given for part in _parts_of(function)] + list(beside(self, "weight"))
+        low_rank, rest = _divided(parts)
+        whole = FloatPatches(key_of(self, "weight"), [part.patch(input, strength) for strength, part in rest])
+        biases: list[Tensor] = []  # where the answer is stretched, which the bias is not
+        added = adding(self, "bias", input)
+        on_bias: list[Callable[[Tensor], Tensor]] = [] if added is None else [added]
+        if any(part.is_dora for _, part in low_rank):
+            on_bias.append(lambda bias: biases.append(bias) or torch.zeros_like(bias))
+        with self._without(given, whole if rest else None, on_bias):
             out = super().forward(rounded, *args, **kwargs)
-        for branch in branches:
-            out = branch.add_to(out, input)
-        for strength, patch in of_run:
-            out = patch.add_to(out, input, strength)
-        return out
+        for index, (strength, part) in enumerate(low_rank):
+            if part.is_dora:
+                lengths = self._lengths([*rest, *low_rank[:index]], given, input)
+                out = with_lengths(out, part.difference(input), part.magnitude(input), lengths, strength)
+            else:
+                out = part.add_to(out, input, strength)
+        return out + biases[0].to(out) if biases else out
+
+    def _lengths(self, before: Parts, given: list[LowVramPatch], like: Tensor) -> Tensor:
+        """|weight| of each row, with the parts that are added before these lengths count."""
+        others = [function for function in self.weight_function if not any(function is patch for patch in given)]
+        others += [getattr(self, "weight_lowvram_function", None)] if not given else []
+        told = [*others, *((strength, part.source) for strength, part in before)]
+
+        def decoded() -> Tensor:
+            patches = [part.patch(like.float(), strength) for strength, part in before]
+            whole = FloatPatches(key_of(self, "weight"), patches) if patches else None
+            with self._without(given, whole, []):
+                weight, bias, handle = comfy.ops.cast_bias_weight(
+                    self, dtype=torch.float32, device=like.device, bias_dtype=like.dtype, offloadable=True
+                )
+            exact = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.clone()
+            comfy.ops.uncast_bias_weight(self, weight, bias, handle)
+            return exact
+
+        return lengths_of(self, told, like, decoded)
 
     def _given(self) -> list[LowVramPatch]:
         """The patches that a patcher has put on the weight, in the way of each patcher."""
@@ -148,13 +173,12 @@ class BranchedLinear(nn.Module):
 
     @contextmanager
     def _without(
-        self, given: list[LowVramPatch], instead: FloatPatches | None, on_bias: FloatPatches | None
+        self, given: list[LowVramPatch], instead: FloatPatches | None, on_bias: Sequence[Callable[[Tensor], Tensor]]
     ) -> Iterator[None]:
-        """Takes the patches off the weight, with another function in their place, and puts one onto the bias."""
+        """Takes the patches off the weight, with another function in their place, and puts some onto the bias."""
         functions, dynamic = self.weight_function, getattr(self, "weight_lowvram_function", None)
         bias_functions = self.bias_function
-        if on_bias is not None:
-            self.bias_function = [*bias_functions, on_bias]
+        self.bias_function = [*bias_functions, *on_bias]
         kept = [function for function in functions if not any(function is patch for patch in given)]
         self.weight_function = kept if instead is None else [instead, *kept]
         takes_dynamic = dynamic is not None and any(function is dynamic for function in given)
@@ -184,10 +208,24 @@ def _is_patch(function: Any) -> bool:
     return getattr(function, "is_lowvram_patch", False)
 
 
-def _patches_of(function: LowVramPatch) -> Sequence[Patch]:
-    """The patches with their tensors where ComfyUI has brought them."""
-    prepared = function.prepared_patches
-    return function.patches[function.key] if prepared is None else prepared
+def _parts_of(function: LowVramPatch) -> Parts:
+    """The patches, with their tensors where ComfyUI has brought them."""
+    kept = function.patches[function.key]
+    there = kept if function.prepared_patches is None else function.prepared_patches
+    return [(patch[0], GivenPatch(patch, source[1])) for patch, source in zip(there, kept, strict=True)]
+
+
+def _divided(parts: Parts) -> tuple[Parts, Parts]:
+    """What goes beside the layer, in its order, and what is added to the decoded weight.
+
+    Sums may be taken apart. What depends on all that was added before it keeps its place: DoRA beside the layer, if no
+    whole difference comes after it; with anything else all are added to the weight, one after another.
+    """
+    doras = [index for index, (_, part) in enumerate(parts) if part.is_dora]
+    whole = [index for index, (_, part) in enumerate(parts) if not part.is_dora and not part.branch]
+    if not all(part.is_sum or part.is_dora for _, part in parts) or (doras and whole and whole[-1] > doras[0]):
+        return [], parts
+    return [entry for entry in parts if entry[1].is_dora or entry[1].branch], [parts[index] for index in whole]
 
 
 def keep_quantised(patcher: Any) -> None:

@@ -46,7 +46,7 @@ class Float8Linear(nn.Module):
         """input [..., in] -> [..., out]."""
         if not isinstance(input, Rows8):
             return super().forward(input, *args, **kwargs)
-        if self.weight_function or self.bias_function or getattr(self, "weight_lowvram_function", None) is not None:
+        if self.weight_function or getattr(self, "weight_lowvram_function", None) is not None:
             return super().forward(input.exact_tokens(), *args, **kwargs)
         comfy.ops.run_every_op()  # stops here where the user has interrupted
         weight, bias, handle = comfy.ops.cast_bias_weight(

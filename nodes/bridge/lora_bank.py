@@ -18,8 +18,9 @@ import comfy.model_patcher
 import comfy.ops
 from torch import Tensor, nn
 
-from .patches import Patch, add_up, branch_of, is_sum, mapped, narrowed
+from .patches import Patch, add_up, branch_of, dora_of, is_sum, mapped, narrowed
 
+DORA = 4  # place of the magnitudes in ComfyUI's tuple of a low-rank pair
 KEPT = 4  # banks of a model that outlive the graph which used them, so that a run with another strength finds them
 
 
@@ -58,6 +59,8 @@ class HeldPatch(nn.Module):
         branch = branch_of((1.0, value, 1.0, None, None))
         self.scale = None if branch is None else branch.scale  # None: no low-rank pair
         self.is_sum = branch is not None or is_sum((1.0, value, 1.0, None, None))
+        dora = dora_of((1.0, value, 1.0, None, None))
+        self.is_dora, self.dora_scale = dora is not None, dora[0].scale if dora else 0.0
         self.parts = nn.ModuleList()
         self.value = mapped(value, Tensor, self._held)
 
@@ -73,6 +76,30 @@ class HeldPatch(nn.Module):
             hidden = narrowed(x, weight)
         with up.on(x) as weight:
             return add_up(out, hidden, weight, strength * self.scale)
+
+    @property
+    def branch(self) -> bool:
+        """True for a low-rank pair."""
+        return self.scale is not None
+
+    @property
+    def source(self) -> HeldPatch:
+        """What tells this patch from others."""
+        return self
+
+    def difference(self, x: Tensor) -> Tensor:
+        """scale * up(down(x)) of a DoRA, [..., out]."""
+        up, down = (getattr(self.parts, str(index)) for index in (0, 1))
+        with down.on(x) as weight:
+            hidden = self.dora_scale * narrowed(x, weight)
+        with up.on(x) as weight:
+            return nn.functional.linear(hidden, weight.flatten(1))
+
+    def magnitude(self, like: Tensor) -> Tensor:
+        """[out, 1] of a DoRA."""
+        part = getattr(self.parts, str(self.value.weights[DORA].index))
+        with part.on(like) as tensor:
+            return tensor.clone()
 
     def patch(self, like: Tensor, strength: float) -> Patch:
         """ComfyUI's form, with copies of the tensors on `like`'s device and in its dtype."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.lora
@@ -27,6 +27,38 @@ class Branch:
         """Returns out + branch(x), in the place of `out` where it can be written to."""
         down, up = (comfy.model_management.cast_to_device(part, x.device, x.dtype) for part in (self.down, self.up))
         return add_up(out, narrowed(x, down), up, self.scale)
+
+
+class GivenPatch:
+    """A patch that a native patcher has put on a weight, as the layer takes it."""
+
+    def __init__(self, patch: Patch, source: Any) -> None:
+        """`source` is the patch's value as the patcher keeps it, while `patch` may hold copies on the GPU."""
+        self.given, self.source = patch, source
+        self.branch = branch_of((1.0, *patch[1:]))
+        dora = dora_of((1.0, *patch[1:])) if self.branch is None else None
+        self.is_dora = dora is not None
+        self.is_sum = self.branch is not None or is_sum(patch)
+        self.low_rank, self.lengths = dora or (self.branch, None)
+
+    def add_to(self, out: Tensor, x: Tensor, strength: float) -> Tensor:
+        """Returns out + strength * branch(x), in the place of `out` where it can be written to."""
+        assert self.branch is not None
+        return replace(self.branch, scale=strength * self.branch.scale).add_to(out, x)
+
+    def difference(self, x: Tensor) -> Tensor:
+        """branch(x) of a DoRA."""
+        assert self.low_rank is not None
+        return self.low_rank.add_to(x.new_zeros(*x.shape[:-1], self.low_rank.up.shape[0]), x)
+
+    def magnitude(self, like: Tensor) -> Tensor:
+        """[out, 1] of a DoRA."""
+        assert self.lengths is not None
+        return self.lengths.to(like.device)
+
+    def patch(self, like: Tensor, strength: float) -> Patch:
+        """ComfyUI's form."""
+        return self.given
 
 
 def narrowed(x: Tensor, down: Tensor) -> Tensor:
@@ -54,24 +86,28 @@ class FloatPatches:
         return comfy.lora.calculate_weight(self.patches, weight.clone(), self.key, intermediate_dtype=weight.dtype)
 
 
-def split(patches: Sequence[Patch]) -> tuple[list[Branch], list[Patch]]:
-    """Returns the low-rank patches as branches, and the rest; sums may be split, anything else keeps its order."""
-    branches = [branch_of(patch) for patch in patches]
-    if not all(branch is not None or is_sum(patch) for branch, patch in zip(branches, patches, strict=True)):
-        return [], list(patches)
-    rest = [patch for branch, patch in zip(branches, patches, strict=True) if branch is None]
-    return [branch for branch in branches if branch is not None], rest
-
-
 def branch_of(patch: Patch) -> Branch | None:
     """The patch as a branch; None if it is no low-rank pair, or one that changes more than a sum."""
+    low_rank, lengths = _low_rank(patch)
+    return low_rank if lengths is None else None
+
+
+def dora_of(patch: Patch) -> tuple[Branch, Tensor] | None:
+    """The low-rank pair and the magnitudes [out, 1] of a DoRA with one for each row; None: it is none."""
+    low_rank, lengths = _low_rank(patch)
+    if low_rank is None or lengths is None or lengths.numel() != low_rank.up.shape[0] != lengths.shape[-1]:
+        return None
+    return low_rank, lengths
+
+
+def _low_rank(patch: Patch) -> tuple[Branch | None, Tensor | None]:
     strength, value, _, _, function = patch
     if not isinstance(value, LoRAAdapter) or function is not None or not _is_plain(patch):
-        return None
+        return None, None
     up, down, alpha, mid, dora, reshape = value.weights
-    if mid is not None or dora is not None or reshape is not None:
-        return None
-    return Branch(down, up, strength * (1.0 if alpha is None else float(alpha) / down.shape[0]))
+    if mid is not None or reshape is not None:
+        return None, None
+    return Branch(down, up, strength * (1.0 if alpha is None else float(alpha) / down.shape[0])), dora
 
 
 def _is_plain(patch: Patch) -> bool:

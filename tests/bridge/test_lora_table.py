@@ -14,16 +14,18 @@ import comfy.model_management as management
 import comfy.sd
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
+from wancore.nodes.bridge import dora
 from wancore.nodes.bridge import lora_table as table
 from wancore.nodes.bridge.guider import DualExpertGuider
 from wancore.nodes.bridge.identity import model_identity
-from wancore.nodes.bridge.lora import apply_lora
+from wancore.nodes.bridge.lora import _readable, apply_lora
 from wancore.nodes.bridge.lora_table import rows_of, step_of, with_strengths
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.lora import of_steps
 from wancore.wan_core.errors import InputError
 
-from .test_branches import ALLOWED, delta, effective, load, pairs, path, stored  # noqa: F401
+from .quantised_files import family, weights, write_format
+from .test_branches import ALLOWED, LAYER, delta, effective, load, pairs, path, stored  # noqa: F401
 from .tiny_models import text, write_lora, write_tiny
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])
@@ -124,6 +126,57 @@ def test_other_adapters_agree_with_the_merge(kind, model, lora, tmp_path):
         merged = apply_lora(merged, each, "a", 0.5)[0]
         table = apply_lora(table, each, "a", 0.5, merge=False)[0]
     assert torch.allclose(predict(table), predict(merged), atol=5e-4)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "fp8 scaled", "bf16"])
+def test_dora_measures_its_rows_once(kind, tmp_path, monkeypatch):
+    """Beside another LoRA and at changing strengths: ComfyUI's own numbers, and lengths only where they are new."""
+    if kind == "bf16":
+        file = str(tmp_path / "high_noise.safetensors")
+        save_file(weights(), file, metadata=family.T2V_HIGH.metadata)
+    else:
+        file = write_format(tmp_path / "high_noise", kind)
+    base = load_model(file, dtype=torch.float32 if kind == "bf16" else None)
+    load(base, "complete")
+    layer = comfy.utils.get_attr(base.model.diffusion_model, LAYER)
+    x = torch.eye(layer.in_features)
+    plain, bias = (layer(x) - layer(0 * x)).t(), layer(0 * x[:1])[0]
+    down, up = torch.randn(4, plain.shape[1]), 0.01 * torch.randn(plain.shape[0], 4)
+    magnitude = plain.norm(dim=1) * torch.linspace(0.5, 1.5, len(plain))
+    pair = {"lora_A.weight": down, "lora_B.weight": up}
+    save_file({f"diffusion_model.{LAYER}.{name}": part for name, part in pair.items()}, tmp_path / "first.safetensors")
+    pair["lora_magnitude_vector"] = magnitude
+    save_file({f"diffusion_model.{LAYER}.{name}": part for name, part in pair.items()}, tmp_path / "dora.safetensors")
+    measured, made = [], dora.Lengths
+    monkeypatch.setattr(dora, "Lengths", lambda *args: measured.append(args) or made(*args))
+
+    def answer(*strengths):
+        patcher = base
+        for name, strength in zip(("first", "dora"), strengths, strict=True):
+            lora = str(tmp_path / f"{name}.safetensors")
+            patcher = apply_lora(patcher, lora, name, strength, merge=False)[0]
+        with table.running(patcher.model, patcher.model_options["transformer_options"]):
+            found = layer(x)
+        before = plain + strengths[0] * up @ down
+        row = magnitude.unsqueeze(1) / before.norm(dim=1, keepdim=True)
+        expected = before + strengths[1] * (row * (before + up @ down) - before)
+        assert torch.allclose(found, expected.t() + bias, atol=1e-4 * float(expected.abs().max()))
+
+    for strength in (1.0, 0.3, -0.5):
+        answer(0.7, strength)
+    assert len(measured) == 1, "the strength of the DoRA changes no length"
+    answer(0.2, 1.0)
+    answer(0.7, 1.0)
+    assert len(measured) == 2, "what is added before it does, and comes back"
+    lora = comfy.utils.load_torch_file(str(tmp_path / "dora.safetensors"))
+    native = comfy.sd.load_lora_for_models(base, None, _readable(lora, 1.0), 0.6, 0)[0]
+    if kind != "bf16":
+        row = magnitude.unsqueeze(1) / plain.norm(dim=1, keepdim=True)
+        expected = plain + 0.6 * (row * (plain + up @ down) - plain)
+        for _ in range(2):
+            load(native, "partial")
+            assert torch.allclose(layer(x), expected.t() + bias, atol=1e-4 * float(expected.abs().max()))
+        assert len(measured) == 3, "the same for the native node's"
 
 
 def test_every_step_has_its_own_strength(model, lora):

@@ -221,7 +221,7 @@ LOADERS = {
 
 @pytest.fixture(scope="module")
 def no_weights(tmp_path_factory) -> list[str]:
-    """Everything that stands in the place of weights: 11 contents, a folder, nothing, a dangling link, a pipe, zeros."""
+    """What stands in the place of weights: other contents, a folder, nothing, a dangling link, a pipe, zeros."""
     folder = tmp_path_factory.mktemp("wrong")
     paths = []
     for number, (content, _) in enumerate(WRONG_KINDS.values()):

@@ -1,8 +1,9 @@
-"""Our VAE in ComfyUI's VAE object: configured and behaving as the native one for the same file."""
+"""Our VAEs in ComfyUI's VAE object: configured and behaving as the native one for the same file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,95 @@ from wancore.tests.comfy_host import import_comfy
 
 import_comfy()
 
+import comfy.ldm.wan.vae2_2
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 from wancore.nodes.bridge.vae import decode_chunks, load_vae, vae_latent_channels
 from wancore.wan_core.errors import WeightsFileError, WrongModelError
 from wancore.wan_core.vae.wan21 import VAE21Config, WanVAE21
+from wancore.wan_core.vae.wan22 import VAE22Config, WanVAE22
 
 from ..core.diffusers_vae import diffusers_vae_name
+from ..nodes.native import native_vae_on_meta
 
+WIDTH = 8
 SHAPES = ((1, 16, 1, 8, 8), (2, 16, 4, 8, 8), (1, 16, 21, 60, 104), (1, 3, 5, 480, 832))
 
 
+def native21(path: Path) -> comfy.sd.VAE:
+    """What ComfyUI's loader makes of the file."""
+    tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    return comfy.sd.VAE(sd=tensors, metadata=metadata)
+
+
+def native22(path: Path) -> comfy.sd.VAE:
+    """The native object of the published file, with a narrow native module in it: ComfyUI fixes its widths."""
+    vae = native_vae_on_meta("vae22.json")
+    module = comfy.ldm.wan.vae2_2.WanVAE(dim=WIDTH, dec_dim=WIDTH, z_dim=48, temperal_downsample=[False, True, True])
+    module.load_state_dict(comfy.utils.load_torch_file(str(path)))
+    vae.first_stage_model = module.eval().requires_grad_(False).to(vae.vae_dtype)
+    vae.patcher = comfy.model_patcher.CoreModelPatcher(vae.first_stage_model, vae.device, vae.patcher.offload_device)
+    vae.size = None
+    vae.model_size()
+    return vae
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the two VAEs, narrow."""
+
+    file: str
+    model: Callable[[], torch.nn.Module]
+    native: Callable[[Path], comfy.sd.VAE]
+    channels: int
+    compression: int  # pixels per latent row
+    size: tuple[int, int]  # of the tests' pictures, rows and columns
+    tiled: tuple[int, int]
+    levels: bool  # as diffusers_vae_name takes it
+    diffusers: tuple[str, ...]  # some of its names there
+
+
+KINDS = (
+    Kind(
+        "wan_2.1_vae.safetensors",
+        lambda: WanVAE21(VAE21Config(encoder_dim=WIDTH, decoder_dim=WIDTH)),
+        native21,
+        16,
+        8,
+        (48, 40),
+        (96, 80),
+        False,
+        ("decoder.up_blocks.0.upsamplers.0.time_conv.weight",),
+    ),
+    Kind(
+        "wan2.2_vae.safetensors",
+        lambda: WanVAE22(VAE22Config(encoder_dim=WIDTH, decoder_dim=WIDTH)),
+        native22,
+        48,
+        16,
+        (64, 32),
+        (96, 96),
+        True,
+        (
+            "encoder.down_blocks.1.downsampler.time_conv.weight",
+            "decoder.up_blocks.0.upsampler.resample.1.bias",
+        ),
+    ),
+)
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=("2.1", "2.2"))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
-    model = WanVAE21(VAE21Config(encoder_dim=8, decoder_dim=8)).requires_grad_(False)
+def weights(kind: Kind) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
     out = {}
-    for name, parameter in model.state_dict().items():
+    for name, parameter in kind.model().requires_grad_(False).state_dict().items():
         noise = torch.rand(parameter.shape, generator=generator) * 2 - 1
         spread = (3 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
         out[name] = 1 + 0.2 * noise if name.endswith("gamma") else noise * spread
@@ -39,16 +111,15 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def path(weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("vae") / "wan_2.1_vae.safetensors"
+def path(kind: Kind, weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("vae") / kind.file
     save_file(weights, file)
     return file
 
 
 @pytest.fixture(scope="module")
-def native(path: Path) -> comfy.sd.VAE:
-    tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    return comfy.sd.VAE(sd=tensors, metadata=metadata)
+def native(kind: Kind, path: Path) -> comfy.sd.VAE:
+    return kind.native(path)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +133,8 @@ def as_in_a_node() -> Iterator[None]:
         yield
 
 
-def images(frames: int, height: int = 48, width: int = 40) -> torch.Tensor:
-    return torch.rand(frames, height, width, 3, generator=torch.Generator().manual_seed(frames))
+def images(frames: int, size: tuple[int, int]) -> torch.Tensor:
+    return torch.rand(frames, *size, 3, generator=torch.Generator().manual_seed(frames))
 
 
 def close(ours: torch.Tensor, native: torch.Tensor) -> None:
@@ -92,7 +163,7 @@ def test_every_attribute_is_the_native_one(ours: comfy.sd.VAE, native: comfy.sd.
         assert behaviour(name, vars(ours)[name]) == behaviour(name, vars(native)[name]), name
 
 
-def test_the_patcher_is_the_native_one(ours: comfy.sd.VAE, native: comfy.sd.VAE):
+def test_the_patcher_is_the_native_one(ours: comfy.sd.VAE, native: comfy.sd.VAE, kind: Kind):
     assert type(ours.patcher) is type(native.patcher)
     for name in ("load_device", "offload_device", "hook_mode", "size"):
         assert getattr(ours.patcher, name) == getattr(native.patcher, name), name
@@ -101,7 +172,8 @@ def test_the_patcher_is_the_native_one(ours: comfy.sd.VAE, native: comfy.sd.VAE)
         if hasattr(native, name):
             assert getattr(ours, name)() == getattr(native, name)(), name
     assert ours.temporal_compression_decode() == native.temporal_compression_decode() == 4
-    assert vae_latent_channels(ours) == vae_latent_channels(native) == 16
+    assert ours.spacial_compression_decode() == native.spacial_compression_decode() == kind.compression
+    assert vae_latent_channels(ours) == vae_latent_channels(native) == kind.channels
 
 
 def test_weights_and_their_types(ours: comfy.sd.VAE, native: comfy.sd.VAE):
@@ -112,35 +184,36 @@ def test_weights_and_their_types(ours: comfy.sd.VAE, native: comfy.sd.VAE):
 
 
 @pytest.mark.parametrize("frames", [1, 5, 7, 13])
-def test_encode_and_decode_equal_native(ours: comfy.sd.VAE, native: comfy.sd.VAE, frames: int):
-    latent = native.encode(images(frames))
-    close(ours.encode(images(frames)), latent)
+def test_encode_and_decode_equal_native(ours: comfy.sd.VAE, native: comfy.sd.VAE, frames: int, kind: Kind):
+    latent = native.encode(images(frames, kind.size))
+    close(ours.encode(images(frames, kind.size)), latent)
     close(ours.decode(latent), native.decode(latent))
 
 
-def test_sizes_and_channels_are_cut_as_natively(ours: comfy.sd.VAE, native: comfy.sd.VAE):
-    odd = torch.cat((images(5, 51, 45), torch.zeros(5, 51, 45, 1)), dim=-1)
-    close(ours.encode(odd), native.encode(odd))
+def test_sizes_and_channels_are_cut_as_natively(ours: comfy.sd.VAE, native: comfy.sd.VAE, kind: Kind):
+    odd = kind.size[0] + 3, kind.size[1] + 5
+    pictures = torch.cat((images(5, odd), torch.zeros(5, *odd, 1)), dim=-1)
+    close(ours.encode(pictures), native.encode(pictures))
 
 
-def test_batches(ours: comfy.sd.VAE, native: comfy.sd.VAE):
-    latent = torch.cat((native.encode(images(5)), native.encode(images(5).flip(0))))
+def test_batches(ours: comfy.sd.VAE, native: comfy.sd.VAE, kind: Kind):
+    latent = torch.cat((native.encode(images(5, kind.size)), native.encode(images(5, kind.size).flip(0))))
     close(ours.decode(latent), native.decode(latent))
     close(ours.first_stage_model.decode(latent), native.first_stage_model.decode(latent))
 
 
-def test_tiles(ours: comfy.sd.VAE, native: comfy.sd.VAE):
-    pixels, tiles = images(9, 96, 80), {"tile_x": 64, "tile_y": 64, "overlap": 16, "tile_t": 8, "overlap_t": 4}
+def test_tiles(ours: comfy.sd.VAE, native: comfy.sd.VAE, kind: Kind):
+    pixels, tiles = images(9, kind.tiled), {"tile_x": 64, "tile_y": 64, "overlap": 16, "tile_t": 8, "overlap_t": 4}
     latent = native.encode_tiled(pixels, **tiles)
     close(ours.encode_tiled(pixels, **tiles), latent)
     small = {"tile_x": 6, "tile_y": 6, "overlap": 2, "tile_t": 2, "overlap_t": 1}
     close(ours.decode_tiled(latent, **small), native.decode_tiled(latent, **small))
 
 
-def test_decoded_chunks_are_the_clip(ours: comfy.sd.VAE):
-    latent = torch.cat((ours.encode(images(9)), ours.encode(images(9).flip(0))))
+def test_decoded_chunks_are_the_clip(ours: comfy.sd.VAE, kind: Kind):
+    latent = torch.cat((ours.encode(images(9, kind.size)), ours.encode(images(9, kind.size).flip(0))))
     chunks = list(decode_chunks(ours, latent))
-    assert [tuple(chunk.shape) for chunk in chunks] == [(frames, 48, 40, 3) for frames in (1, 4, 4)] * 2
+    assert [tuple(chunk.shape) for chunk in chunks] == [(frames, *kind.size, 3) for frames in (1, 4, 4)] * 2
     whole = ours.decode(latent)
     close(torch.cat(chunks), whole.flatten(0, 1))
     assert whole.min() >= 0
@@ -148,16 +221,18 @@ def test_decoded_chunks_are_the_clip(ours: comfy.sd.VAE):
     assert ((whole > 0) & (whole < 1)).float().mean() > 0.5  # not clamped away
 
 
-def test_chunks_of_a_native_vae(native: comfy.sd.VAE):
-    latent = native.encode(images(5))
+def test_chunks_of_a_native_vae(native: comfy.sd.VAE, kind: Kind):
+    latent = native.encode(images(5, kind.size))
     chunks = list(decode_chunks(native, latent))
     assert len(chunks) == 1
     close(chunks[0], native.decode(latent)[0])
 
 
-def test_tiles_take_over_when_memory_runs_out(path: Path, native: comfy.sd.VAE, caplog: pytest.LogCaptureFixture):
+def test_tiles_take_over_when_memory_runs_out(
+    path: Path, native: comfy.sd.VAE, caplog: pytest.LogCaptureFixture, kind: Kind
+):
     vae, calls = load_vae(path), []
-    latent = native.encode(images(9))
+    latent = native.encode(images(9, kind.size))
 
     def fail_once(module: torch.nn.Module, arguments: tuple) -> None:
         calls.append(arguments)
@@ -177,34 +252,36 @@ def test_other_errors_are_not_swallowed(path: Path):
         list(decode_chunks(vae, torch.zeros(1, 7, 2, 4, 4)))
 
 
-def test_a_chosen_dtype(path: Path, native: comfy.sd.VAE):
+def test_a_chosen_dtype(path: Path, native: comfy.sd.VAE, kind: Kind):
     vae = load_vae(path, dtype=torch.bfloat16)
     assert vae.vae_dtype == torch.bfloat16
     assert {tensor.dtype for tensor in vae.get_sd().values()} == {torch.bfloat16}
-    latent = native.encode(images(5))
+    latent = native.encode(images(5, kind.size))
     assert (vae.decode(latent) - native.decode(latent)).abs().mean() < 0.02
     again = vae.patcher.cached_patcher_init
     assert again[0](*again[1]).model.state_dict().keys() == native.get_sd().keys()
     assert next(again[0](*again[1], disable_dynamic=True).model.parameters()).dtype == torch.bfloat16
 
 
-def test_prefixed_files(weights: dict[str, torch.Tensor], native: comfy.sd.VAE, tmp_path: Path):
+def test_prefixed_files(weights: dict[str, torch.Tensor], native: comfy.sd.VAE, tmp_path: Path, kind: Kind):
     save_file({f"vae.{name}": tensor for name, tensor in weights.items()}, tmp_path / "checkpoint.safetensors")
-    latent = native.encode(images(5))
+    latent = native.encode(images(5, kind.size))
     close(load_vae(tmp_path / "checkpoint.safetensors").decode(latent), native.decode(latent))
 
 
-def test_diffusers_files(weights: dict[str, torch.Tensor], ours: comfy.sd.VAE, tmp_path: Path):
+def test_diffusers_files(weights: dict[str, torch.Tensor], ours: comfy.sd.VAE, tmp_path: Path, kind: Kind):
     folder = tmp_path / "Wan2.2-T2V-A14B-Diffusers" / "vae"
     folder.mkdir(parents=True)
-    renamed = {diffusers_vae_name(name, levels=False): tensor for name, tensor in weights.items()}
-    assert "decoder.up_blocks.0.upsamplers.0.time_conv.weight" in renamed
+    renamed = {diffusers_vae_name(name, levels=kind.levels): tensor for name, tensor in weights.items()}
+    assert set(kind.diffusers) < set(renamed)
     assert not renamed.keys() & {name for name in weights if "conv" not in name}
     save_file(renamed, folder / "diffusion_pytorch_model.safetensors")
     for path in (folder, folder / "diffusion_pytorch_model.safetensors"):
         theirs = load_vae(path)
-        latent = theirs.encode(images(5))
-        assert torch.equal(latent, ours.encode(images(5))) and torch.equal(theirs.decode(latent), ours.decode(latent))
+        latent = theirs.encode(images(5, kind.size))
+        assert torch.equal(latent, ours.encode(images(5, kind.size))) and torch.equal(
+            theirs.decode(latent), ours.decode(latent)
+        )
 
 
 def test_wrong_files(weights: dict[str, torch.Tensor], tmp_path: Path):

@@ -10,14 +10,20 @@ from typing import Any
 import av
 import pytest
 from graphs import LORA_HIGH, TEXT_ENCODER, VAE
+from make_pocket import build_lora, write
+from pocket_variants import write_variants
 from setup.client import Client
 from template_media import write_media
+from wancore.pocket import family
+from wancore.pocket.models import shapes_of
 from workflow_api import to_prompt
 
 PACKAGE = importlib.util.find_spec("comfyui_workflow_templates_json")  # comes with ComfyUI's requirements
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="this ComfyUI has its templates elsewhere")
 
 PAIR = "wan2.2_{}_{{}}_noise_14B_fp8_scaled.safetensors"
+OWN = "{own}"  # the file that the template names
+VAE22 = "wan2.2_vae.safetensors"
 TEMPLATES = {  # the models that take the place of the template's, high then low, and the VAE
     "text_to_video_wan": (PAIR.format("t2v"), VAE),
     "video_wan2_2_14B_t2v": (PAIR.format("t2v"), VAE),
@@ -27,13 +33,23 @@ TEMPLATES = {  # the models that take the place of the template's, high then low
     "video_wan2_2_14B_fun_control": (PAIR.format("fun_control"), VAE),
     "video_wan2_2_14B_fun_camera": (PAIR.format("fun_camera"), VAE),
     "video_wan2_2_14B_s2v": ("wan2.2_s2v_14B_fp8_scaled.safetensors", VAE),
-    "video_wan2_2_5B_ti2v": ("wan2.2_ti2v_5B_fp16.safetensors", "wan2.2_vae.safetensors"),
+    "video_wan2_2_5B_ti2v": (OWN, VAE22),
     "video_wan_vace_14B_ref2v": (PAIR.format("fun_vace"), VAE),
     "video_wan_vace_14B_v2v": (PAIR.format("fun_vace"), VAE),
     "video_wan_vace_flf2v": (PAIR.format("fun_vace"), VAE),
+    "video_wan_vace_14B_t2v": (OWN, VAE),
+    "video_wan_vace_outpainting": (OWN, VAE),
+    "image_to_video_wan": (OWN, VAE),
+    "wan2.1_flf2v_720_f16": (OWN, VAE),
+    "wan2.1_fun_control": (OWN, VAE),
+    "wan2.1_fun_inp": (OWN, VAE),
+    "video_wan2.1_fun_camera_v1.1_1.3B": (OWN, VAE),
+    "video_wan2_2_5B_fun_control": (OWN, VAE22),
+    "video_wan2_2_5B_fun_inpaint": (OWN, VAE22),
 }
 I2V_LORA = "wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors"
-SIZE, LENGTH = 64, 9
+S2V_LORA = family.Lora("fits_s2v.safetensors", "fits_s2v", family.S2V.name, 4, 41)
+SIZE, LENGTH = 64, 9  # pixels, a multiple of 32 for the 5B; frames
 MEDIA = {
     "LoadImage": ("image", "example.png"),
     "LoadVideo": ("file", "control.mp4"),
@@ -52,7 +68,8 @@ def with_our_loaders(prompt: dict[str, Any], model: str, vae: str) -> int:
     for node in prompt.values():
         kind, inputs = node["class_type"], node["inputs"]
         if kind == "UNETLoader":
-            name = model.format("low" if "low_noise" in inputs["unet_name"] else "high")
+            expert = "low" if "low_noise" in inputs["unet_name"] else "high"
+            name = model.format(expert, own=inputs["unet_name"])
             node |= {
                 "class_type": "WanCoreLoadDiffusionModel",
                 "inputs": {"model_name": name, "weight_dtype": "default"},
@@ -63,6 +80,8 @@ def with_our_loaders(prompt: dict[str, Any], model: str, vae: str) -> int:
             node |= {"class_type": "WanCoreLoadVAE", "inputs": {"vae_name": vae}}
         elif kind == "AudioEncoderLoader":
             node |= {"class_type": "WanCoreLoadAudioEncoder", "inputs": dict(inputs)}
+        elif kind == "CLIPVisionLoader":
+            node |= {"class_type": "WanCoreLoadClipVision", "inputs": {"clip_name": family.CLIP_VISION.name}}
         else:
             continue
         swapped += 1
@@ -88,14 +107,21 @@ def shrink(prompt: dict[str, Any], lora: str) -> None:
             inputs["start_at_step"], inputs["end_at_step"] = (0, 1) if begins else (1, 2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def files(base: Path) -> None:
+    write_media(base)
+    write_variants(base / "models")
+    write(build_lora(S2V_LORA, dict(shapes_of(family.S2V))), base / "models" / "loras" / S2V_LORA.name, {})
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_it_runs(client: Client, object_info: dict[str, Any], base: Path, name: str) -> None:
-    write_media(base)
     prompt = to_prompt(template(name), object_info)
     model, vae = TEMPLATES[name]
     assert with_our_loaders(prompt, model, vae) >= 3
-    shrink(prompt, LORA_HIGH if "t2v" in model or "vace" in model else I2V_LORA)
-    saved = client.run(prompt).files()[-1]
+    lora = LORA_HIGH if "t2v" in model or "vace" in model else I2V_LORA
+    shrink(prompt, S2V_LORA.name if "s2v" in model else lora)
+    saved = [file for file in client.run(prompt).files() if file["filename"].endswith(".mp4")][-1]
     with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) >= LENGTH and frames[-1].std() > 0

@@ -15,6 +15,7 @@ from ...wan_core.weights.mapped import check_all
 from . import host
 from .branches import BranchedLinear
 from .float8 import Float8Linear, form
+from .lookup import LookedUp
 from .lora_table import TableReader, added, on_weights
 
 FILES = "wan_core_files"  # in the options of a call: the files that weights are read from
@@ -32,6 +33,7 @@ def wan_operations(native: type) -> type:
     """
     casting = native if issubclass(native, comfy.ops.manual_cast) else comfy.ops.manual_cast
     own: dict[str, Any] = {name: type(name, (TableReader, getattr(casting, name)), {}) for name in LAYERS}
+    own["Embedding"] = type("Embedding", (LookedUp, casting.Embedding), {})
     own["Linear"] = type("Linear", (BranchedLinear, Float8Linear, casting.Linear), {})
     functions = {"weights": weights, "parameter": parameter, "stream": stream, "form": form}
     own |= {name: staticmethod(function) for name, function in functions.items()}

@@ -19,6 +19,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.model import vae_attention
 from torch import Tensor
 
+from ...wan_core.planner.memory import OVERLAP, tile
 from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.wan21 import VAE21Config, WanVAE21
 from ...wan_core.vae.wan22 import VAE22Config, WanVAE22
@@ -31,6 +32,7 @@ from .ops import wan_operations
 from .reading import files_of, read_tensors
 from .soundness import check_small
 
+SHARE = 0.8  # of the free memory that tiles may take
 Shapes = Mapping[str, tuple[int, ...]]
 VAE22 = "vae22"  # id of the file family
 
@@ -122,8 +124,12 @@ def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
         comfy.model_management.raise_non_oom(error)
         logging.warning("WanCore: not enough GPU memory to decode whole frames; decoding tiles instead.")
     comfy.model_management.soft_empty_cache()
-    tile = 256 // vae.spacial_compression_decode()
-    yield vae.decode_tiled(latent, tile_x=tile, tile_y=tile, overlap=tile // 4)[0, done:]
+    scale = int(vae.spacial_compression_decode())
+    rows, columns = latent.shape[-2:]
+    room = SHARE * comfy.model_management.get_free_memory(vae.device)
+    width, height = tile(columns * scale, rows * scale, scale, room)
+    shape = {"tile_x": height // scale, "tile_y": width // scale, "overlap": OVERLAP // scale}  # x is down here
+    yield vae.decode_tiled(latent, **shape)[0, done:]
 
 
 def _next_images(vae: comfy.sd.VAE, chunks: Iterator[Tensor]) -> Tensor | None:

@@ -22,6 +22,7 @@ import comfy.utils
 import folder_paths
 from comfy import sd1_clip
 from comfy.text_encoders import t5, wan
+from wancore.nodes.bridge.lookup import rows_of
 from wancore.nodes.bridge.text_encoder import HostedUMT5, load_text_encoder
 from wancore.wan_core.errors import WeightsFileError, WrongModelError
 from wancore.wan_core.text.tokenizer import Tokenizer
@@ -333,3 +334,13 @@ def test_wrong_files(weights: dict, vocabulary: torch.Tensor, tmp_path: Path):
     save_file({**weights, "spiece_model": torch.zeros(30, dtype=torch.uint8)}, file)
     with pytest.raises(WeightsFileError, match="tokenizer"):
         load_text_encoder(file)
+
+
+def test_a_plain_table_is_looked_up_where_it_lies(ours: comfy.sd.CLIP):
+    table = ours.cond_stage_model.umt5xxl.transformer.shared
+    numbers = torch.tensor([[5, 0, 31, 5]])
+    assert table.lies_in_ram
+    assert torch.equal(rows_of(table.weight, numbers, torch.float32), table(numbers, out_dtype=torch.float32))
+    assert rows_of(table.weight, numbers, None).dtype == table.weight.dtype
+    table.weight_function = [lambda weight: 2 * weight]  # a patch: the native way applies it
+    assert not table.lies_in_ram

@@ -26,6 +26,9 @@ TOKENS_HELD = (
     5.6  # tensors of all tokens, at two bytes a value, that a block holds beside the feed-forward's hidden ones
 )
 VACE_HELD = 2.0  # more of them for VACE's control stream
+TOKEN_TABLES = ("shared.", "token_embedding.", "token_embd.", "encoder.embed_tokens.")  # looked up in RAM
+LEAST_TILE = 256  # pixels: side of the smallest tile of a VAE
+OVERLAP = 64  # pixels that tiles share
 PROCESS = 3.2 * GIB  # RAM of Python, PyTorch and ComfyUI
 PINNED = 0.5 * GIB  # RAM that layers pass through on their way to the GPU
 
@@ -45,13 +48,15 @@ class Weights:
         return self.total - self.kept
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, blocks: str = "blocks.") -> Weights:
-        """Reads the sizes off a header."""
+    def of(cls, checkpoint: Checkpoint, blocks: str = "blocks.", *, in_ram: tuple[str, ...] = ()) -> Weights:
+        """Reads the sizes off a header; what begins with `in_ram` never goes to the GPU."""
         layers: dict[str, int] = defaultdict(int)
         units: dict[str, int] = defaultdict(int)
         kept = total = decoded = 0
         bare: list[int] = []
         for name, official in checkpoint.names.items():
+            if official.startswith(in_ram):
+                continue
             entry = checkpoint.header.tensors[name]
             size = entry.end - entry.start
             total += size
@@ -109,6 +114,7 @@ class Phase:
     name: str
     vram: float
     ram: float
+    whole: float = 0.0  # VRAM with which a VAE takes whole frames; with less it takes tiles
 
 
 def activations(config: TransformerConfig, clip: Clip) -> float:
@@ -127,7 +133,7 @@ def sampling(checkpoint: Checkpoint, clip: Clip) -> Phase:
 
 def text_encode(checkpoint: Checkpoint) -> Phase:
     """A prompt through UMT5."""
-    weights = Weights.of(checkpoint, "encoder.block.")
+    weights = Weights.of(checkpoint, "encoder.block.", in_ram=TOKEN_TABLES)
     return Phase("text encode", CONTEXT + weights.kept + FETCHED * weights.fetched + weights.decoded, PROCESS + PINNED)
 
 
@@ -148,9 +154,25 @@ def vae(checkpoint: Checkpoint, clip: Clip, *, encode: bool) -> Iterator[Phase]:
     working, pixels = VAE_WORKING[compression], clip.width * clip.height
     weights = Weights.of(checkpoint, "").total
     frames = 3 * pixels * clip.frames * clip.batch  # bytes of the finished clip
+    least = min(pixels, LEAST_TILE**2)
     if encode:
-        yield Phase("VAE encode", CONTEXT + weights + working.encode * pixels, PROCESS + 4 * frames)
-    yield Phase("VAE decode", CONTEXT + weights + working.decode * pixels, PROCESS + 2 * frames)
+        whole = CONTEXT + weights + working.encode * pixels
+        yield Phase("VAE encode", CONTEXT + weights + working.encode * least, PROCESS + 4 * frames, whole)
+    whole = CONTEXT + weights + working.decode * pixels
+    yield Phase("VAE decode", CONTEXT + weights + working.decode * least, PROCESS + 2 * frames, whole)
+
+
+def tile(width: int, height: int, compression: int, room: float) -> tuple[int, int]:
+    """Width and height in pixels of the largest tiles that a VAE decodes in `room` bytes: parts of the frame, halved
+    along the longer side as often as needed, at least once where the frame is larger than the least tile."""
+    size = [width, height]
+    working = VAE_WORKING[compression].decode
+    split = False
+    while max(size) > LEAST_TILE and (not split or working * size[0] * size[1] > room):
+        longer = size.index(max(size))
+        half = math.ceil((size[longer] + OVERLAP) / 2 / compression) * compression
+        size[longer], split = max(LEAST_TILE, half), True
+    return size[0], size[1]
 
 
 def phases(
@@ -171,7 +193,7 @@ def phases(
 
 
 def least_vram(found: tuple[Phase, ...]) -> float:
-    """Bytes with which every phase runs."""
+    """Bytes with which every phase runs, VAEs in tiles."""
     return max(phase.vram for phase in found)
 
 

@@ -58,6 +58,9 @@ class Plan:
             f"needs {self.vram / GIB:.1f} GiB of VRAM ({fullest.name}) and {self.ram / GIB:.1f} GiB of RAM at least"
         ]
         lines += [f"{name}: {text}" for name, text in self._lacks(machine)]
+        for phase in self.phases:
+            if machine.vram and phase.whole > machine.vram:
+                lines.append(f"{phase.name}: in tiles, whole frames need {phase.whole / GIB:.1f} GiB of VRAM")
         if machine.card:
             lines.append(f"weights to the GPU in each forward: {self.sent / 1e9:.1f} of {self.streamed / 1e9:.1f} GB")
         if self.forward is not None and self.sampling:

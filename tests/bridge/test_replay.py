@@ -76,6 +76,25 @@ def test_every_solver_resumes_bit_for_bit(pair, tmp_path, name):
         assert len(high) + len(low) < calls
 
 
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "uni_pc", "dpmpp_2m_sde", *OFFICIAL_SOLVERS])
+def test_a_run_that_lacked_memory_resumes(pair, tmp_path, name):
+    """In the middle of a forward of the low expert, as it happens on a GPU; the same models go on."""
+    whole, forwards = run(dual(*pair), name), []
+
+    def fails_once(*_):
+        forwards.append(1)
+        if len(forwards) == 1:
+            raise torch.OutOfMemoryError
+
+    handle = pair[1].model.diffusion_model.register_forward_pre_hook(fails_once)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(logged(pair, tmp_path)[0], name)
+    guider, log = logged(pair, tmp_path)
+    assert torch.equal(run(guider, name), whole)
+    assert 0 < log.replayed < log.calls
+    handle.remove()
+
+
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "uni_pc", "dpmpp_2m_sde"])
 def test_a_change_of_the_low_side_runs_the_low_stage_only(pair, tmp_path, name):
     guider, log = logged(pair, tmp_path)

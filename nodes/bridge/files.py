@@ -11,7 +11,8 @@ import folder_paths
 from ...wan_core.errors import WeightsFileError
 
 GGUF = ".gguf"
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+# Parts of a model with an index: those of transformers and diffusers, and those that LightX2V's converter writes.
+SHARD = re.compile(r"(-\d{5}-of-\d{5}|[/\\](non_block|block_\d+)|_part\d+)\.safetensors$")
 WORDS = ("auto", "none")  # of widgets that need no file
 WITH_GGUF = ("diffusion_models", "text_encoders")  # folders whose GGUF files the pack's loaders take
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ..comfy_host import import_comfy
 
@@ -12,6 +15,8 @@ import_comfy()
 import comfy.sd
 import comfy.utils
 from wancore.nodes.bridge import float8
+from wancore.nodes.bridge.lora import apply_lora
+from wancore.nodes.bridge.lora_table import running
 from wancore.nodes.bridge.model import load_model
 from wancore.wan_core import paths
 from wancore.wan_core.kernels import Form, Rows8, rows8
@@ -62,6 +67,22 @@ def test_rows_are_near_the_decoded_weights(path: str, lora: bool, monkeypatch: p
     blocks = len(patcher.model.diffusion_model.blocks)
     assert len(calls) == 8 * blocks  # q, k, v, o, q and o of the cross-attention, both of the feed-forward
     assert all((x.exact is not None) == lora for x in calls)
+    assert 0 < difference(by_rows, decoded) < 0.05
+
+
+def test_differences_of_biases_stay_in_8_bits(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightX2V's LoRAs have them on every layer: they are added to the bias, for which no weight is decoded."""
+    save_file(pairs(extra=True), tmp_path / "lightx2v_high_noise.safetensors")
+    patcher = load_model(path)
+    patcher = apply_lora(patcher, str(tmp_path / "lightx2v_high_noise.safetensors"), "lightx2v", 1.0)[0]
+    with running(patcher.model, patcher.model_options["transformer_options"]):
+        decoded = velocity(patcher)
+        monkeypatch.setenv(paths.OVERRIDE, "9.0")
+        float8._rows8_on.cache_clear()
+        calls: list[Rows8] = []
+        monkeypatch.setattr(float8, "linear", lambda x, *rest: calls.append(x) or rows8.linear(x, *rest))
+        by_rows = velocity(patcher)
+    assert len(calls) == 8 * len(patcher.model.diffusion_model.blocks)
     assert 0 < difference(by_rows, decoded) < 0.05
 
 

@@ -1,4 +1,15 @@
-"""Every published layout is recognised, and every pairing judged, from headers: hollow files of full size."""
+"""Every published layout is recognised, and every pairing judged, from headers: hollow files of full size.
+
+Names and shapes: tests/shapes, read off the published files. What makes a layout of them is as these write it:
+- prefixes, scaled_fp8, comfy_quant: Comfy-Org/ComfyUI comfy/model_detection.py, comfy/utils.py convert_old_quants,
+  comfy/quant_ops.py QUANT_ALGOS;
+- diffusers' names and folders: huggingface/diffusers scripts/convert_wan_to_diffusers.py at 7d56827;
+- LightX2V: ModelTC/LightX2V at f8aee98: tools/convert/converter.py (names, block_N.safetensors, _partN.safetensors, the
+  index), tools/convert/quant/quant.py (scales of int8, fp8, nvfp4, mxfp8), lightx2v_kernel gemm.py (their shapes),
+  docs/EN/source/getting_started/model_structure.md (file names);
+- GGUF: city96/ComfyUI-GGUF tools/convert.py (no prefix, at most four axes) and fix_5d_tensors.py;
+- VAEs with `model.` before every name: kijai/ComfyUI-WanVideoWrapper nodes, which adds it where it is missing.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +66,14 @@ def scaled(folder: Path, shapes: str, leaf: str, mark: str = "", dtype: str = "F
         table[mark] = (dtype, [2])
     metadata = {"_quantization_metadata": json.dumps({"layers": {}})} if mark == "metadata" else None
     return files.write_hollow(folder / "wan.safetensors", table, metadata)
+
+
+def one_scale(folder: Path, shapes: str) -> Path:
+    """scale_weight beside each matrix, and no marker."""
+    table = tensors_of(shapes, "F8_E4M3")
+    scaled = [name for name, (kind, _) in table.items() if kind == "F8_E4M3"]
+    scales = {name.removesuffix("weight") + "scale_weight": ("F32", []) for name in scaled}
+    return files.write_hollow(folder / "wan.safetensors", {**table, **scales})
 
 
 def blocks(folder: Path, shapes: str, dtype: str, in_a_byte: int, size: int, scales: str, mark: str) -> Path:
@@ -115,6 +134,22 @@ def gguf(folder: Path, shapes: str, kind: str) -> Path:
     return path
 
 
+def by_blocks(folder: Path, shapes: str) -> Path:
+    """LightX2V's fp8, a file for each block."""
+    parts: dict[str, dict[str, tuple]] = {}
+    for name, (kind, shape) in tensors_of(shapes, "F8_E4M3").items():
+        block = name.split(".")[1] if name.startswith("blocks.") else ""
+        part = parts.setdefault(f"block_{block}.safetensors" if block else "non_block.safetensors", {})
+        part[name] = (kind, shape)
+        if kind == "F8_E4M3":
+            part[f"{name}_scale"] = ("F32", [shape[0], 1])
+    for file, tensors in parts.items():
+        files.write_hollow(folder / "distill_fp8" / file, tensors)
+    index = {"metadata": {"total_size": 0}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "distill_fp8" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    return folder / "distill_fp8"
+
+
 LAYOUTS: dict[str, tuple] = {}
 for name, family in TRUNKS.items():
     LAYOUTS[f"{name} bf16"] = (single, name, (), family, "bf16", "")
@@ -136,6 +171,9 @@ for name in PLAIN:
         f"{name} LightX2V nvfp4": (blocks, name, ("U8", 2, 16, "F8_E4M3", ""), family, "nvfp4", "lightx2v_nvfp4"),
         f"{name} LightX2V fp8": (scaled, name, ("weight_scale",), family, "fp8_e4m3fn", "unmarked"),
         f"{name} LightX2V int8": (scaled, name, ("weight_scale", "", "I8"), family, "int8", "unmarked"),
+        f"{name} LightX2V mxfp8": (blocks, name, ("U8", 1, 32, "F8_E8M0", ""), family, "mxfp8", "unmarked"),
+        f"{name} LightX2V blocks": (by_blocks, name, (), family, "fp8_e4m3fn", "unmarked"),
+        f"{name} one scale, no mark": (one_scale, name, (), family, "fp8_e4m3fn", "one scale"),
         f"{name} gguf Q8_0": (gguf, name, ("Q8_0",), family, "Q8_0", ""),
         f"{name} gguf F16": (gguf, name, ("F16",), family, "fp16", ""),
     }
@@ -151,8 +189,29 @@ def test_vaes_in_the_diffusers_spelling(shapes, levels, prefix, tmp_path):
     require(found, "vae")
 
 
+OTHERS = {  # text encoders, VAEs and the rest in the prefixes and names that they are found in
+    **{
+        f"VAE 2.1 {prefix}": ("vae21", prefix, "vae", "vae21")
+        for prefix in ("", "vae.", "first_stage_model.", "model.")
+    },
+    **{f"VAE 2.2 {prefix}": ("vae22", prefix, "vae", "vae22") for prefix in ("", "vae.", "model.")},
+    "UMT5 official": ("umt5_xxl", "", "text_encoder", "umt5"),
+    "UMT5 inside a checkpoint": ("umt5_xxl", "text_encoders.umt5xxl.transformer.", "text_encoder", "umt5"),
+    "CLIP ViT-H": ("clip_vision_h", "", "clip_vision", "clip_vision"),
+    "wav2vec2": ("wav2vec2_large", "", "audio_encoder", "wav2vec2"),
+}
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+def test_every_other_part_is_recognised(layout, tmp_path):
+    shapes, prefix, kind, family = OTHERS[layout]
+    found = inspect(files.write_model(tmp_path / "x.safetensors", shapes, prefix=prefix))
+    assert (found.kind, found.family.id) == (kind, family)
+    assert len(found.shapes) == len(files.shapes_of(shapes))
+
+
 def test_there_are_forty_layouts():
-    assert len(LAYOUTS) >= 40
+    assert len(LAYOUTS) >= 100 and len(OTHERS) >= 10
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

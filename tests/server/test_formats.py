@@ -10,7 +10,7 @@ from graphs import TEXT_ENCODER, VAE, Nodes, text_to_video
 from safetensors.torch import save_file
 from setup.client import Client
 
-from ..bridge.quantised_files import FORMATS, is_known, weights, write_format
+from ..bridge.quantised_files import ALL, is_known, weights, write_format
 
 LORA = "formats_high_noise.safetensors"
 LAYER = "blocks.1.ffn.0"
@@ -23,7 +23,7 @@ def files(base: Path):
     folder.mkdir()
     written = {
         kind: Path(write_format(folder / f"wan22_t2v_high_noise_{kind.replace(' ', '_')}", kind))
-        for kind in FORMATS
+        for kind in ALL
         if is_known(kind)
     }
     lora = base / "models" / "loras" / LORA

@@ -99,7 +99,7 @@ FILES = (
     Family(CLIP_VISION, "clip_vision", "CLIP vision model", _has("cls_embedding", "pos_embedding")),
     Family(TEXT_ENCODER, "clip", "CLIP text encoder", _any_start("text_model.", "transformer.resblocks.")),
     Family(AUDIO_ENCODER, "wav2vec2", "wav2vec2", _any_start("wav2vec2.", "feature_extractor.conv_layers.")),
-    Family(AUDIO_ENCODER, "whisper", "Whisper", _any_start("model.encoder.conv1.")),
+    Family(AUDIO_ENCODER, "whisper", "Whisper", _any_start("model.encoder.embed_positions.")),
     Family(VAE, "vae22", "Wan 2.2 VAE", _latent_channels(48)),
     Family(VAE, "vae21", "Wan 2.1 VAE", _latent_channels(16)),
     Family(VAE, "other", "VAE of another family", _any_start("decoder.", "first_stage_model.", "taesd_decoder.")),

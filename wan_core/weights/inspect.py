@@ -19,7 +19,7 @@ from .keys import spelling_of
 from .names import expert_at, is_wan21
 from .vae_keys import is_diffusers_vae, official_vae_names
 
-NESTED = ("", "vae.", "first_stage_model.", "text_encoders.umt5xxl.transformer.")
+NESTED = ("", "vae.", "first_stage_model.", "model.", "text_encoders.umt5xxl.transformer.")
 FLOATS = {"F64": "fp32", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2"}
 UNMARKED = {"scale_weight", "weight_scale"}
 NO_FAMILY = Family(UNKNOWN, UNKNOWN, KIND_TITLES[UNKNOWN], lambda _: True)

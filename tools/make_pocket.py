@@ -75,7 +75,7 @@ def scale_to_fp8(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if not matrix or "relative_attention_bias" in name:
             out[name] = weight
             continue
-        scale = weight.float().abs().max() / FP8_MAX
+        scale = (weight.float().abs().max() / FP8_MAX).clamp(min=1e-12)  # a matrix may be all zeros
         out[name] = (weight.float() / scale).to(torch.float8_e4m3fn)
         out[name.removesuffix("weight") + "scale_weight"] = scale.reshape(())
     return out

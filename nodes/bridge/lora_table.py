@@ -162,7 +162,7 @@ def step_of(options: Mapping[str, Any]) -> int:
     schedule, sigmas = options.get("sample_sigmas"), options.get("sigmas")
     if schedule is None or sigmas is None:
         return 0
-    now = float(torch.as_tensor(sigmas).max()) * (1 - SAME_SIGMA)
+    now = float(torch.as_tensor(sigmas).detach().max()) * (1 - SAME_SIGMA)
     return sum(float(sigma) >= now for sigma in torch.as_tensor(schedule).tolist()[1:-1])
 
 

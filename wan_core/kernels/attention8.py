@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .rows8 import FLOAT8, LARGEST, SMALLEST
 
-BLOCK = 256  # keys under one scale, and in one step of the kernel
+BLOCK = 128  # keys under one scale, and in one step of the kernel
 STEPS = 127.0  # of int8
 SAMPLE = 2048  # tokens that means and scales of channels are taken from
 HEADROOM = 7.0  # values may be so much larger than the largest of the sample; e4m3 is as fine 7 times below its end

@@ -1,6 +1,6 @@
 """Attention in 8 bits for Hopper (sm_90) in Gluon, Triton's lower level: attention8.py says what is rounded.
 
-Two warpgroups of a program compute 64 queries of a head each; a single warp copies keys and values, KEYS at a time,
+Three warpgroups of a program compute 64 queries of a head each; a single warp copies keys and values, KEYS at a time,
 into a ring of shared memory ahead of them. Products of a tile are summed by the tensor cores, whose sums keep some 14
 bits; tiles are added up in float32. Scores and probabilities stay in registers: see attention8.KEYS.
 Parity: `works` compares with the reference on the card before the first use; the benchmark prints the error in a model.
@@ -35,7 +35,7 @@ from .fused import accepts as takes_rows
 from .rounding import Rounded, rounded
 
 HEAD = 128  # values of a head
-QUERIES, WORKERS, STAGES = 64, 2, 3  # of a warpgroup; warpgroups that compute; tiles of keys and values on their way
+QUERIES, WORKERS, STAGES = 64, 3, 4  # of a warpgroup; warpgroups that compute; tiles of keys and values on their way
 NEAR = 0.02  # from the reference, relative: probabilities that round to a neighbour
 
 HALF_INTEGER = gl.constexpr(0x4B400000)  # added to whole numbers below 2^22, gives the bits of the float 1.5 * 2^23 + n
@@ -144,10 +144,10 @@ def _attention_kernel(
     q, k, v, q_scale, k_scale, v_scale, v_mean, out, queries, keys, tiles, heads,
     KEYS: gl.constexpr, HEAD: gl.constexpr, QUERIES: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Twice QUERIES queries of a head over all keys."""
-    first, head, batch = gl.program_id(0) * (2 * QUERIES), gl.program_id(1), gl.program_id(2)
+    """Three times QUERIES queries of a head over all keys."""
+    first, head, batch = gl.program_id(0) * (3 * QUERIES), gl.program_id(1), gl.program_id(2)
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 8, 2)
-    q_ring = gl.allocate_shared_memory(q.dtype, [2, QUERIES, HEAD], swizzled)
+    q_ring = gl.allocate_shared_memory(q.dtype, [3, QUERIES, HEAD], swizzled)
     k_ring = gl.allocate_shared_memory(k.dtype, [STAGES, KEYS, HEAD], swizzled)
     v_ring = gl.allocate_shared_memory(v.dtype, [STAGES, HEAD, KEYS], swizzled)
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
@@ -157,7 +157,7 @@ def _attention_kernel(
     mbarrier.init(q_full, 1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), 1)
-        mbarrier.init(empty.index(stage), 2)
+        mbarrier.init(empty.index(stage), 3)
     fence_async_shared()
     gl.warp_specialize(
         [
@@ -165,11 +165,13 @@ def _attention_kernel(
                         queries, keys, tiles, head, batch, first, heads, KEYS, HEAD, QUERIES, STAGES)),
             (_compute, (1, q_ring, k_ring, v_ring, q_full, full, empty, q_scale, k_scale, v_scale, v_mean, out,
                         queries, keys, tiles, head, batch, first, heads, KEYS, HEAD, QUERIES, STAGES)),
+            (_compute, (2, q_ring, k_ring, v_ring, q_full, full, empty, q_scale, k_scale, v_scale, v_mean, out,
+                        queries, keys, tiles, head, batch, first, heads, KEYS, HEAD, QUERIES, STAGES)),
             (_copy, (q, k, v, q_ring, k_ring, v_ring, q_full, full, empty, tiles, head, batch, first, heads,
-                     KEYS, HEAD, QUERIES, 2, STAGES)),
+                     KEYS, HEAD, QUERIES, 3, STAGES)),
         ],
-        [4, 1],  # warps of the second and the third part; the first has the program's own four
-        [240, 24],  # registers of a thread there
+        [4, 4, 1],  # warps of all parts but the first, which has the program's own four
+        [160, 160, 24],  # registers of a thread there
     )  # fmt: skip
 
 

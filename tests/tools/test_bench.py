@@ -26,6 +26,9 @@ def test_smoke(tmp_path: Path) -> None:
         for what in ("bf16", "fp8 scaled"):
             assert rows[workload, what, "WanCore"]["seconds"] > 0
             assert rows[workload, what, "ComfyUI as shipped"]["seconds"] > 0
+    for what in ("Q8_0", "Q4_K"):
+        assert rows["smoke 14B", what, "WanCore"]["seconds"] > 0
+        assert rows["smoke 14B", what, "WanCore, two LoRAs beside"]["seconds"] > 0
     for engine in ("WanCore", "ComfyUI as shipped"):
         assert rows["error: smoke", "bf16", engine]["error"] < 0.02
         assert 0 < rows["error: smoke", "fp8 scaled", engine]["error"] < 0.05

@@ -15,8 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from ...nodes.bridge.attention8 import with_attention8
+from ...nodes.bridge.lora import apply_lora
 from ...nodes.bridge.model import load_model
+from . import diffusers
 from .workloads import Forward
+
+Given = tuple[Tensor, Tensor, Tensor]  # latent, sigma, text
+Call = Callable[[], Tensor]
+PLAIN = ("bf16", "fp8 scaled")  # kinds of files, see run.py
 
 
 @dataclass(frozen=True)
@@ -24,21 +31,52 @@ class Engine:
     """A way to run a file."""
 
     name: str
-    load: Callable[[Path, torch.dtype | None], Any]  # file, dtype of weights and computing (None: the file's) -> MODEL
+    ready: Callable[[Path, torch.dtype | None, Given], Call]  # file, dtype of weights and computing (None: the file's)
+    kinds: tuple[str, ...] = PLAIN
     cudnn_first: bool = False
 
 
-def _native(path: Path, dtype: torch.dtype | None) -> Any:
+def _load_native(path: Path, dtype: torch.dtype | None) -> Any:
     return comfy.sd.load_diffusion_model(str(path), model_options={} if dtype is None else {"dtype": dtype})
 
 
-def _ours(path: Path, dtype: torch.dtype | None) -> Any:
-    return load_model(str(path), dtype=dtype)
+def _native(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
+    return forward(_load_native(path, dtype), given)
 
 
-OURS = Engine("WanCore", _ours)
+def _native_half(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
+    return forward(_load_native(path, torch.float16), given)
+
+
+def _ours(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
+    return forward(load_model(str(path), dtype=dtype), given)
+
+
+def _in_8_bits(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
+    return forward(with_attention8(load_model(str(path), dtype=dtype)), given)
+
+
+def _with_loras(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
+    model = load_model(str(path), dtype=dtype)
+    for lora in sorted(path.parent.glob(f"{path.name.split('_')[0]}_lora*.safetensors")):
+        model, match = apply_lora(model, str(lora), lora.name, 0.5, merge=False)
+        assert match is not None
+    return forward(model, given)
+
+
+OURS = Engine("WanCore", _ours, (*PLAIN, "Q8_0", "Q4_K"))
+IN_8_BITS = Engine("WanCore, 8-bit attention", _in_8_bits)
 NATIVE = Engine("ComfyUI as shipped", _native)
-ENGINES = (NATIVE, Engine("ComfyUI, cuDNN first", _native, cudnn_first=True), OURS)
+ENGINES = (
+    NATIVE,
+    Engine("ComfyUI, cuDNN first", _native, cudnn_first=True),
+    Engine("ComfyUI in fp16", _native_half, ("bf16",)),
+    Engine("diffusers", diffusers.ready, ("bf16",)),
+    Engine("diffusers, cuDNN", diffusers.ready_with_cudnn, ("bf16",)),
+    OURS,
+    IN_8_BITS,
+    Engine("WanCore, two LoRAs beside", _with_loras, ("bf16", "fp8 scaled", "Q8_0", "Q4_K")),
+)
 
 
 @contextmanager
@@ -66,6 +104,6 @@ def inputs(workload: Forward, device: torch.device) -> tuple[Tensor, Tensor, Ten
 def forward(patcher: Any, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], Tensor]:
     """A call of the model as ComfyUI's samplers make it, once it is loaded."""
     latent, sigma, text = given
-    management.load_models_gpu([patcher])
-    options = {"sample_sigmas": torch.tensor([1.0, 0.7, 0.0])}
+    management.load_models_gpu([patcher, *patcher.get_nested_additional_models()])  # those are LoRAs
+    options = {**patcher.model_options.get("transformer_options", {}), "sample_sigmas": torch.tensor([1.0, 0.7, 0.0])}
     return lambda: patcher.model.apply_model(latent, sigma, c_crossattn=text, transformer_options=dict(options))

@@ -15,12 +15,13 @@ import torch  # noqa: E402  (after comfy-aimdo)
 
 from ...wan_core.errors import WanError  # noqa: E402
 from . import predictions, report, timing, vae, weights, workloads  # noqa: E402
-from .engines import ENGINES, NATIVE, OURS, Engine, forward, inputs, running  # noqa: E402
+from .engines import ENGINES, IN_8_BITS, NATIVE, OURS, Engine, inputs, running  # noqa: E402
 from .timing import Row  # noqa: E402
 from .workloads import Forward  # noqa: E402
 
 ERROR_LAYERS = 4
-KINDS = (("bf16", torch.bfloat16), ("fp8 scaled", None))  # of files, and what they are computed in (None: as loaded)
+KINDS = {"bf16": torch.bfloat16, "fp8 scaled": None, "Q8_0": None, "Q4_K": None}  # computed in; None: as loaded
+LORAS = 2
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -28,6 +29,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [*workloads.FORWARDS, *workloads.CLIPS, "error"]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to measure (default: all)")
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS], default=[*KINDS], help="of files (default: all)")
+    engines = [engine.name for engine in ENGINES]
+    parser.add_argument("--engines", nargs="+", choices=engines, default=engines, help="to compare (default: all)")
     parser.add_argument("--layers", type=int, help="blocks of each transformer (default: all)")
     parser.add_argument("--runs", type=int, default=3, help="calls after the first one (default: 3)")
     parser.add_argument("--smoke", action="store_true", help="small sizes, once: only to see that everything runs")
@@ -60,22 +64,27 @@ class Benchmark:
                 yield from vae.rows(clip, path, self.device, dtype, self.runs)
 
     def forwards(self, workload: Forward) -> Iterator[Row]:
-        """Every engine on the bf16 and on the fp8 file."""
+        """Every engine on the files that it takes."""
         layers = 2 if self.options.smoke else self.options.layers
         given = inputs(workload, self.device)
-        for kind, dtype in KINDS:
+        for kind in self.options.kinds:
             path = self._transformer_file(workload.shapes, kind, layers, outliers=False)
-            for engine in ENGINES:
+            for engine in self._chosen(kind):
                 row = Row(workload.name, engine.name, kind)
+                if "LoRA" in engine.name:
+                    self._lora_files(workload.shapes, layers)
                 try:
                     with running(engine):
-                        call = forward(engine.load(path, dtype), given)
+                        call = engine.ready(path, KINDS[kind], given)
                         timing.measure(row, call, self.runs)
                         del call
                 except (RuntimeError, WanError) as error:  # what does not run here is a row too
                     row.note = str(error).splitlines()[0]
                 timing.unload()
                 yield row
+
+    def _chosen(self, kind: str) -> Iterator[Engine]:
+        yield from (engine for engine in ENGINES if kind in engine.kinds and engine.name in self.options.engines)
 
     def errors(self, workload: Forward) -> Iterator[Row]:
         """Distance from a float32 run of a few layers whose channels have outliers."""
@@ -86,24 +95,39 @@ class Benchmark:
             for kind in ("bf16", "fp8 scaled")
         }
         reference = self._once(OURS, paths["bf16"], torch.float32, given)
-        for kind, dtype in KINDS:
-            for engine in (NATIVE, OURS):
-                out = self._once(engine, paths[kind], dtype, given)
-                yield Row(workload.name, engine.name, kind, error=timing.difference(out, reference))
+        for kind, path in paths.items():
+            for engine in (NATIVE, *(each for each in ENGINES if each.name == "diffusers"), OURS, IN_8_BITS):
+                if kind in engine.kinds:
+                    row = Row(workload.name, engine.name, kind)
+                    try:
+                        row.error = timing.difference(self._once(engine, path, KINDS[kind], given), reference)
+                    except (RuntimeError, WanError) as error:
+                        row.note = str(error).splitlines()[0]
+                    yield row
 
     def _once(self, engine: Engine, path: Path, dtype: torch.dtype | None, given: tuple) -> torch.Tensor:
-        out = forward(engine.load(path, dtype), given)()
+        out = engine.ready(path, dtype, given)()
         timing.unload()
         return out
 
     def _transformer_file(self, shapes: str, kind: str, layers: int | None, *, outliers: bool) -> Path:
-        path = (
-            self.folder / f"{shapes}_{layers or 'all'}{'_outliers' if outliers else ''}_{kind.split()[0]}.safetensors"
-        )
+        suffix = "gguf" if kind in weights.GGUF else "safetensors"
+        name = f"{shapes}_{layers or 'all'}{'_outliers' if outliers else ''}_{kind.replace(' ', '_')}.{suffix}"
+        path = self.folder / name
         if not path.is_file():
-            tensors = weights.transformer(weights.shapes_of(shapes, layers, self.sizes), self.device, outliers=outliers)
-            weights.write(weights.in_float8(tensors, self.device) if kind != "bf16" else tensors, path)
+            named = weights.shapes_of(shapes, layers, self.sizes)
+            if kind in weights.GGUF:
+                return weights.write_gguf(named, kind, self.device, path)
+            tensors = weights.transformer(named, self.device, outliers=outliers)
+            weights.write(tensors if kind == "bf16" else weights.in_float8(tensors), path)
         return path
+
+    def _lora_files(self, shapes: str, layers: int | None) -> None:
+        named = weights.shapes_of(shapes, layers, self.sizes)
+        for number in range(LORAS):
+            path = self.folder / f"{shapes.split('_')[0]}_lora{number}.safetensors"
+            if not path.is_file():
+                weights.write(weights.low_rank(named, self.device, number), path)
 
     def _vae_file(self, shapes: str) -> Path:
         path = self.folder / f"{shapes}.safetensors"

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 SHAPES = Path(__file__).resolve().parents[2] / "tests" / "shapes"
 FLOAT8_MAX = 448.0
+HEADER = 1 << 20  # bytes kept for the table of a file; spaces fill it up
+TYPES = {torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.float32: "F32", torch.uint8: "U8"}
+LORA_RANK = 32
+GGUF = {"Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144)}  # number of the type, elements and bytes of a block
+GGUF_SCALES = {"Q8_0": 1 / 74, "Q4_K": 1 / 150}  # of blocks of random bytes whose values have a deviation of 1
+GGUF_FLOAT16, ALIGNMENT = 1, 32
 Sizes = dict[int, int]
 
 
@@ -25,10 +32,11 @@ def shapes_of(name: str, layers: int | None = None, sizes: Sizes | None = None) 
     }
 
 
-def transformer(shapes: dict[str, tuple[int, ...]], device: torch.device, *, outliers: bool) -> dict[str, Tensor]:
+def transformer(
+    shapes: dict[str, tuple[int, ...]], device: torch.device, *, outliers: bool
+) -> Iterator[tuple[str, Tensor]]:
     """Weights in bfloat16 that keep the size of what runs through them; `outliers`: some channels 10 times as large."""
     generator = torch.Generator(device).manual_seed(3)
-    out: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, device=device, generator=generator)
         if name.endswith("modulation"):
@@ -45,40 +53,97 @@ def transformer(shapes: dict[str, tuple[int, ...]], device: torch.device, *, out
                 value[::1000] *= 6
             if outliers and name.endswith("self_attn.v.weight"):
                 value[5::640] *= 8
-        out[name] = value.to(torch.bfloat16).cpu()
-    return out
+        yield name, value.to(torch.bfloat16)
 
 
-def autoencoder(shapes: dict[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
+def autoencoder(shapes: dict[str, tuple[int, ...]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """Weights of a VAE in bfloat16."""
     generator = torch.Generator(device).manual_seed(4)
-    out: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, device=device, generator=generator)
         if name.endswith("gamma"):
             value = 1 + 0.1 * noise
         else:
             value = 0.02 * noise if name.endswith("bias") else noise / math.prod(shape[1:]) ** 0.5
-        out[name] = value.to(torch.bfloat16).cpu()
-    return out
+        yield name, value.to(torch.bfloat16)
 
 
-def in_float8(weights: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def in_float8(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The matrices of the blocks in float8 with one scale each, as ComfyUI's scaled files have them."""
     mark = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
-    out: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        if not (name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2):
-            out[name] = weight
+    for name, weight in weights:
+        if not _is_matrix(name, weight.shape):
+            yield name, weight
             continue
-        wide, layer = weight.to(device).float(), name.removesuffix(".weight")
+        wide, layer = weight.float(), name.removesuffix(".weight")
         scale = wide.abs().amax() / FLOAT8_MAX
-        out[name] = (wide / scale).to(torch.float8_e4m3fn).cpu()
-        out[f"{layer}.weight_scale"], out[f"{layer}.comfy_quant"] = scale.cpu(), mark.clone()
-    return out
+        yield name, (wide / scale).to(torch.float8_e4m3fn)
+        yield f"{layer}.weight_scale", scale
+        yield f"{layer}.comfy_quant", mark
 
 
-def write(weights: dict[str, Tensor], path: Path) -> Path:
-    """Saves and returns the path."""
-    save_file(weights, path)
+def low_rank(shapes: dict[str, tuple[int, ...]], device: torch.device, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """A LoRA of rank LORA_RANK on every matrix of the blocks."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, shape in shapes.items():
+        if _is_matrix(name, shape):
+            layer, (rows, columns) = f"diffusion_model.{name.removesuffix('.weight')}", shape
+            for part, size in (("lora_A", (LORA_RANK, columns)), ("lora_B", (rows, LORA_RANK))):
+                noise = torch.randn(size, device=device, generator=generator)
+                yield f"{layer}.{part}.weight", (0.1 * noise / size[1] ** 0.5).to(torch.bfloat16)
+
+
+def _is_matrix(name: str, shape: Iterable[int]) -> bool:
+    return name.startswith("blocks.") and name.endswith(".weight") and len(tuple(shape)) == 2
+
+
+def write(weights: Iterable[tuple[str, Tensor]], path: Path) -> Path:
+    """Saves as safetensors, tensor by tensor as they come, and returns the path."""
+    table: dict[str, object] = {}
+    position = 0
+    with path.open("wb") as file:
+        file.seek(8 + HEADER)
+        for name, tensor in weights:
+            data = tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
+            end = position + data.nbytes
+            table[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+            file.write(data.data)
+            position = end
+        file.seek(0)
+        file.write(struct.pack("<Q", HEADER) + json.dumps(table).encode().ljust(HEADER))
+    return path
+
+
+def write_gguf(shapes: dict[str, tuple[int, ...]], kind: str, device: torch.device, path: Path) -> Path:
+    """A GGUF file with random blocks in the matrices of the transformer's blocks, and float16 elsewhere."""
+    number, elements, nbytes = GGUF[kind]
+    header, offset, parts = b"", 0, []
+    for name, shape in shapes.items():
+        packed = _is_matrix(name, shape)
+        axes = [*shape[:2], *shape[3:]][::-1] if len(shape) == 5 else shape[::-1]
+        count = math.prod(shape) // elements * nbytes if packed else 2 * math.prod(shape)
+        header += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(axes))
+        header += struct.pack(f"<{len(axes)}QIQ", *axes, number if packed else GGUF_FLOAT16, offset)
+        parts.append((name, shape, packed, count))
+        offset += count + -count % ALIGNMENT
+    key, value = b"general.architecture", b"wan"
+    fields = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
+    start = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), 1) + fields + header
+    generator = torch.Generator(device).manual_seed(6)
+    small = dict(transformer({name: shape for name, shape, packed, _ in parts if not packed}, device, outliers=False))
+    with path.open("wb") as file:
+        file.write(start + bytes(-len(start) % ALIGNMENT))
+        for name, shape, packed, count in parts:
+            if packed:
+                blocks = torch.randint(
+                    0, 256, (count // nbytes, nbytes), dtype=torch.uint8, device=device, generator=generator
+                )
+                size = GGUF_SCALES[kind] / shape[1] ** 0.5  # the first bytes of a block are float16 scales
+                scale = torch.tensor([size, 8 * size], dtype=torch.float16).view(torch.uint8)
+                heads = 2 if kind == "Q8_0" else 4
+                blocks[:, :heads] = scale[:heads].to(device)
+                data = blocks.cpu().numpy()
+            else:
+                data = small[name].half().cpu().numpy()
+            file.write(data.tobytes() + bytes(-count % ALIGNMENT))
     return path

@@ -56,4 +56,4 @@ SMOKE_FORWARDS = {
 }
 SMOKE_CLIPS = {"vae480": Autoencoding("smoke VAE 2.1", "vae21", 5, 32, 32)}
 SMOKE_ERROR = Forward("error: smoke", "t2v_A14B_expert", 5, 64, 64)
-SMOKE_SIZES = {5120: 128, 13824: 256, 30720: 768, 3072: 128, 14336: 256, 18432: 768}  # published width -> small one
+SMOKE_SIZES = {5120: 256, 13824: 512, 30720: 1536, 3072: 256, 14336: 512, 18432: 1536}  # published width -> small one

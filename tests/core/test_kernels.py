@@ -23,11 +23,13 @@ if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
 
 else:
     from wancore.wan_core import kernels
-    from wancore.wan_core.kernels import channels, eager, fused, ggml, rows8
+    from wancore.wan_core.kernels import channels, convolution, eager, fused, ggml, rows8
     from wancore.wan_core.kernels.rows8 import Form, Rows8
+    from wancore.wan_core.ops import TorchOps
     from wancore.wan_core.rope import grid_axes, grid_rotation
     from wancore.wan_core.stream import Span
-    from wancore.wan_core.vae import causal
+    from wancore.wan_core.vae import causal, convolutions
+    from wancore.wan_core.vae.frames import FrameCache
     from wancore.wan_core.weights import ggml as blocks
     from wancore.wan_core.weights.ggml_types import BLOCK_TYPES, BY_NAME
 
@@ -182,3 +184,45 @@ else:
         close(joined[:, :, 2:], reference)
         assert not channels.accepts(x.contiguous(), norm.gamma)
         assert not channels.accepts(x.detach().requires_grad_(), norm.gamma)
+
+    @pytest.mark.parametrize("outputs", [40, 3])
+    def test_causal_convolution_in_chunks(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        layers = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32)
+        conv, norm = layers.conv3d(32, outputs, (3, 3, 3)), layers.norm(32)
+        norm.gamma.data.normal_()
+        laid = {"memory_format": torch.channels_last_3d}
+        clip, addend = random(2, 32, 4, 5, 7).contiguous(**laid), random(2, outputs, 4, 5, 7).contiguous(**laid)
+
+        def whole() -> torch.Tensor:
+            cache = FrameCache()
+            with torch.no_grad():
+                parts = [
+                    convolutions.causal_conv(conv, part.contiguous(**laid), cache, TorchOps, norm=norm, addend=more)
+                    for part, more in zip(clip.split((1, 1, 2), 2), addend.split((1, 1, 2), 2), strict=True)
+                ]
+            return torch.cat(parts, dim=2)
+
+        used: list[int] = []
+        kernel = convolution.convolve
+        monkeypatch.setattr(convolution, "convolve", lambda *args: used.append(1) or kernel(*args))
+        ours = whole()
+        assert len(used) == 3
+        monkeypatch.setattr(convolutions, "_has_kernel", lambda *_: False)
+        torch.testing.assert_close(ours, whole(), rtol=1e-5, atol=1e-5)
+
+    def test_enlarging_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+        conv = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32).conv2d(32, 24, 3, padding=1)
+        clip = random(2, 32, 3, 5, 7).contiguous(memory_format=torch.channels_last_3d)
+        with torch.no_grad():
+            ours = convolutions.enlarging_conv(conv, clip, TorchOps)
+            monkeypatch.setattr(convolutions, "_has_kernel", lambda *_: False)
+            torch.testing.assert_close(ours, convolutions.enlarging_conv(conv, clip, TorchOps), rtol=1e-5, atol=1e-5)
+
+    def test_convolutions_that_stay_with_pytorch() -> None:
+        layers = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32)
+        assert convolution.fits(layers.conv3d(32, 32, (3, 3, 3)))
+        assert not convolution.fits(layers.conv3d(32, 32, (3, 1, 1)))
+        assert not convolution.fits(layers.conv2d(32, 32, 3, stride=2))
+        x, weight = random(1, 32, 1, 4, 4), random(8, 32, 3, 3, 3)
+        assert convolution.accepts(x, weight) and not convolution.accepts(x[:, :16], weight)
+        assert not convolution.accepts(x.requires_grad_(), weight)

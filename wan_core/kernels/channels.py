@@ -33,18 +33,26 @@ def accepts(x: Tensor, gamma: Tensor) -> bool:
 
 @triton.jit
 def _norm_silu_kernel(
-    x, gamma, out, positions, channels, root, least, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    x, gamma, out, positions, height, width, channels, root, least,
+    BORDER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ROWS positions: their channels to length `root`, times gamma, and SiLU of that."""
+    """ROWS positions: their channels to length `root`, times gamma, and SiLU of that; zero at the border."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
-    inside = (rows[:, None] < positions) & (columns[None, :] < channels)
+    within = (rows[:, None] < positions) & (columns[None, :] < channels)
     place = rows[:, None] * channels + columns[None, :]
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    source, inside = place, within
+    if BORDER:
+        pitch, plane = width + 2 * BORDER, (height + 2 * BORDER) * (width + 2 * BORDER)
+        frame, row, pixel = rows // plane, rows % plane // pitch - BORDER, rows % pitch - BORDER
+        is_pixel = (row >= 0) & (row < height) & (pixel >= 0) & (pixel < width)
+        inside = within & is_pixel[:, None]
+        source = ((frame * height + row) * width + pixel)[:, None] * channels + columns[None, :]
+    value = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
     length = tl.sqrt(tl.sum(value * value, axis=1))
     gain = tl.load(gamma + columns, mask=columns < channels, other=0.0).to(tl.float32)
     result = value * (root / tl.maximum(length, least))[:, None] * gain[None, :]
-    tl.store(out + place, (result * tl.sigmoid(result)).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + place, (result * tl.sigmoid(result)).to(out.dtype.element_ty), mask=within)
 
 
 def norm_silu(x: Tensor, gamma: Tensor, past: Tensor | None, *, least: float) -> Tensor:
@@ -52,17 +60,40 @@ def norm_silu(x: Tensor, gamma: Tensor, past: Tensor | None, *, least: float) ->
 
     x [B, C, F, H, W] -> [B, C, P + F, H, W], written where it stays: nothing is joined afterwards.
     """
-    batch, channels = x.shape[:2]
     history = 0 if past is None else past.shape[2]
     shape = (*x.shape[:2], history + x.shape[2], *x.shape[3:])
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
     if past is not None:
         out[:, :, :history] = past
-    positions, block = x[0, 0].numel(), triton.next_power_of_2(channels)
-    rows = max(ELEMENTS // block, 1)
-    for sample in range(batch):
-        _norm_silu_kernel[(triton.cdiv(positions, rows),)](
-            x[sample], gamma.reshape(-1), out[sample, :, history:], positions, channels, channels**0.5, least,
-            ROWS=rows, BLOCK=block, num_warps=8,
-        )  # fmt: skip
+    for sample in range(len(x)):
+        _run(x[sample], gamma, out[sample, :, history:], border=0, least=least)
     return out
+
+
+def bordered_norm_silu(x: Tensor, gamma: Tensor, past: Tensor | None, missing: int, *, least: float) -> Tensor:
+    """As `norm_silu`, with a border of zeros around each frame and the channels as last axis.
+
+    x [B, C, F, H, W], past [B, P, H + 2, W + 2, C] -> [B, missing + P + F, H + 2, W + 2, C]; the missing frames, before
+    all others, are zero.
+    """
+    batch, channels, frames, height, width = x.shape
+    before = missing + (0 if past is None else past.shape[1])
+    shape = (batch, before + frames, height + 2, width + 2, channels)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    out[:, :missing] = 0
+    if past is not None:
+        out[:, missing:before] = past
+    for sample in range(batch):
+        _run(x[sample], gamma, out[sample, before:], border=1, least=least)
+    return out
+
+
+def _run(x: Tensor, gamma: Tensor, out: Tensor, *, border: int, least: float) -> None:
+    """x [C, F, H, W] with channels last -> out, whose frames have `border` zeros on each side."""
+    channels, frames, height, width = x.shape
+    positions, block = frames * (height + 2 * border) * (width + 2 * border), triton.next_power_of_2(channels)
+    rows = max(ELEMENTS // block, 1)
+    _norm_silu_kernel[(triton.cdiv(positions, rows),)](
+        x, gamma.reshape(-1), out, positions, height, width, channels, channels**0.5, least,
+        BORDER=border, ROWS=rows, BLOCK=block, num_warps=8,
+    )  # fmt: skip

@@ -17,20 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ops import Ops
+from .convolutions import causal_conv, convolve, enlarging_conv
 from .frames import FrameCache, clip_of, frames_like, images_of, joined, laid_out
 from .latents import LatentStatistics
+from .norms import ChannelNorm
 
-try:
-    from ..kernels import channels
-except ImportError:  # no Triton
-    channels = None
-
-LEAST_LENGTH = 1e-12  # shorter vectors of channels are scaled as if they were this long
 SpatialAttention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v and result [N, C, H, W]
 
 ENCODE_FRAMES = 4  # frames to a chunk while encoding, after the first one: one latent frame
 DECODE_FRAMES = 1  # latent frames to a chunk while decoding: four frames
-ONEDNN_SIZE = 20480  # batch * channels * frames * rows over which PyTorch's Conv3d uses oneDNN (ATen, Convolution.cpp)
 
 
 @dataclass
@@ -46,83 +41,11 @@ class Repetition:
     settled: Tensor | None = None
 
 
-def causal_conv(
-    conv: nn.Module, x: Tensor, cache: FrameCache, ops: type[Ops], norm: ChannelNorm | None = None
-) -> Tensor:
-    """Convolves so that a frame sees itself and frames before it; before the first frame everything is zero.
-
-    With `norm` x goes through it and SiLU before. `conv` pads in space only. The first frame alone meets one tap of
-    the kernel: a 2-D convolution.
-    """
-    assert isinstance(conv, nn.Conv3d)
-    history = conv.kernel_size[0] - 1
-    if history == 0:
-        return convolve(conv, x, ops)
-    past, frames = cache.get(conv), x.shape[2]
-    seen = joined(past, x) if norm is None else norm.silu(x, past)
-    cache.keep(conv, seen[:, :, -history:])
-    if past is None and frames == 1:
-        with ops.weights(conv, x) as (weight, bias):
-            y = functional.conv2d(seen[:, :, 0], weight[:, :, -1], bias, padding=conv.padding[1:]).unsqueeze(2)
-        return laid_out(y)
-    missing = history + frames - seen.shape[2]
-    return convolve(conv, functional.pad(seen, (0, 0, 0, 0, missing, 0)) if missing else seen, ops)
-
-
-def convolve(conv: nn.Conv3d, x: Tensor, ops: type[Ops]) -> Tensor:
-    """conv(x); on the CPU by the faster of PyTorch's ways, which it does not choose by itself.
-
-    A 1x1x1 kernel is a product of matrices. For small clips PyTorch takes a 3-D convolution without oneDNN, which is
-    six times slower than a sum of 2-D ones: over all frames at once, one for each tap in time.
-    """
-    if x.device.type != "cpu":
-        return laid_out(conv(x))
-    if conv.kernel_size == (1, 1, 1):
-        with ops.weights(conv, x) as (weight, bias):
-            return functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-    if len(x) > 1 or x.shape[:4].numel() > ONEDNN_SIZE:
-        return laid_out(conv(x))
-    step, padding = conv.stride[0], conv.padding[1:]
-    span = (x.shape[2] - conv.kernel_size[0]) // step * step + 1  # frames from the first to the last that a tap meets
-    with ops.weights(conv, x) as (weight, bias):
-        taps = (images_of(x[:, :, k : k + span : step]) for k in range(conv.kernel_size[0]))
-        y = functional.conv2d(next(taps), weight[:, :, 0], bias, padding=padding)
-        for k, frames in enumerate(taps, 1):
-            y = y + functional.conv2d(frames, weight[:, :, k], padding=padding)
-    return laid_out(clip_of(y, len(x)))
-
-
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """One head over the positions of each image: [N, C, H, W] three times -> [N, C, H, W]."""
     shape = query.shape
     query, key, value = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (query, key, value))  # [N, 1, HW, C]
     return functional.scaled_dot_product_attention(query, key, value).squeeze(1).transpose(1, 2).reshape(shape)
-
-
-class ChannelNorm(nn.Module):
-    """Scales the channels at each position to length sqrt(C), times a learned gain."""
-
-    def __init__(self, channels: int, axes: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.empty(channels, *(1,) * axes, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, ...] with `axes` axes after the channels -> the same shape."""
-        if (
-            x.device.type == "cpu" and x.dtype is torch.float32
-        ):  # PyTorch's norm over channels takes a third of a decode
-            length = x.square().sum(1, keepdim=True).sqrt().clamp(min=LEAST_LENGTH)
-            return (x * (self.gamma.shape[0] ** 0.5 / length)).mul_(self.gamma.to(x))
-        return functional.normalize(x, dim=1, eps=LEAST_LENGTH) * self.gamma.shape[0] ** 0.5 * self.gamma.to(x)
-
-    def silu(self, x: Tensor, past: Tensor | None) -> Tensor:
-        """SiLU of the normalised x [B, C, F, H, W], behind `past` frames of the same.
-
-        What stands before every convolution of a residual block and of a head.
-        """
-        if channels is not None and channels.accepts(x, self.gamma):
-            return channels.norm_silu(x, self.gamma.to(x), past, least=LEAST_LENGTH)
-        return joined(past, functional.silu(self(x), inplace=True))
 
 
 class Layers:
@@ -169,8 +92,8 @@ class ResidualBlock(nn.Module):
         """x [B, C, F, H, W] -> [B, C', F, H, W]."""
         first, second = self.residual["2"], self.residual["6"]
         y = causal_conv(first, x, cache, self.ops, norm=self.residual["0"])  # pyright: ignore[reportArgumentType]
-        y = causal_conv(second, y, cache, self.ops, norm=self.residual["3"])  # pyright: ignore[reportArgumentType]
-        return y + (x if isinstance(self.shortcut, nn.Identity) else convolve(self.shortcut, x, self.ops))
+        beside = x if isinstance(self.shortcut, nn.Identity) else convolve(self.shortcut, x, self.ops)
+        return causal_conv(second, y, cache, self.ops, norm=self.residual["3"], addend=beside)  # pyright: ignore[reportArgumentType]
 
 
 class AttentionBlock(nn.Module):
@@ -238,8 +161,7 @@ class Upsample(nn.Module):
         """x [B, C, F, H, W] -> [B, C', F', H * 2, W * 2]."""
         if self.time_conv is not None:
             x = self._double(x, cache)
-        images = functional.interpolate(images_of(x), scale_factor=2, mode="nearest-exact")
-        return laid_out(clip_of(self.resample["1"](images), x.shape[0]))
+        return enlarging_conv(self.resample["1"], x, self.ops)
 
     def _double(self, x: Tensor, cache: FrameCache) -> Tensor:
         """x [B, C, F, H, W] -> twice the frames, but for frame 0 of the clip."""

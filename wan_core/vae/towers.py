@@ -17,8 +17,8 @@ from .causal import (
     Repetition,
     ResidualBlock,
     SpatialAttention,
-    causal_conv,
 )
+from .convolutions import causal_conv
 from .frames import FrameCache, laid_out
 
 CONV_LOOKBACK = 2  # frames before its own that a convolution over three frames sees

@@ -1,0 +1,162 @@
+"""Causal convolutions over clips with channels last, as one product of matrices each (Triton, NVIDIA's bulk copies).
+
+The frames of a clip, each with a border of zeros, follow one another in memory: position q of [F, H + 2, W + 2]. Then
+what a tap of the kernel sees for BLOCK positions in a row is BLOCK rows of the same matrix [positions, channels],
+shifted, and a convolution is a sum of matrix products without any index arithmetic. Bias and addend join in the
+registers. Results at the border are computed and not stored.
+Parity with PyTorch's convolutions: tests/core/test_kernels.py, on CPU through Triton's interpreter.
+"""
+
+# Triton compiles these functions: constants arrive as plain values, whatever their annotation says.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .fused import INTERPRETED
+
+HALVES = (torch.bfloat16, torch.float16)
+ARCHITECTURES = (9,)  # major compute capabilities on which this was measured to be faster than cuDNN
+BORDER = 1  # zeros on each side of a frame
+CHANNELS = 32  # input channels come in multiples of this
+
+
+class Tile(NamedTuple):
+    """What one program computes, and how."""
+
+    positions: int
+    outputs: int
+    channels: int  # to a step of the sum
+    warps: int
+    stages: int
+
+
+def tile(inputs: int, outputs: int) -> Tile:
+    """The tile that was fastest for these channels."""
+    channels = 64 if inputs % 64 == 0 else 32
+    if outputs <= 16:
+        return Tile(128, 16, channels, 4, 4)
+    return Tile(256, 128, channels, 8, 4 if channels == 64 else 6)
+
+
+def accepts(x: Tensor, weight: Tensor) -> bool:
+    """True for x [B, C, ...] and weight [C', C, ...] that the kernel takes, on a GPU where it is fast."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        return False
+    return x.shape[1] % CHANNELS == 0 and (INTERPRETED or (x.dtype in HALVES and _is_fast_on(x.device)))
+
+
+def _is_fast_on(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] in ARCHITECTURES
+
+
+@triton.jit
+def _convolve_kernel(
+    x, weight, bias, addend, out, frames, height, width, outputs,
+    CHANNELS: tl.constexpr, TIMES: tl.constexpr, SIDE: tl.constexpr, SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr,
+    POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """POSITIONS x OUTPUTS of one phase: the sum of x[q + shift(tap)] @ weight[tap], STEP channels at a time."""
+    blocks = tl.cdiv(outputs, OUTPUTS)
+    tile, phase = tl.program_id(0), tl.program_id(1)
+    start, column = tile // blocks * POSITIONS, tile % blocks * OUTPUTS
+    pitch = width + 2
+    plane = (height + 2) * pitch
+    down, right = phase // 2 - 1, phase % 2 - 1  # of the first tap from the position itself
+    total = tl.zeros((POSITIONS, OUTPUTS), dtype=tl.float32)
+    steps: tl.constexpr = CHANNELS // STEP
+    for step in tl.range(TIMES * SIDE * SIDE * steps, num_stages=STAGES):
+        tap = step // steps
+        across = tap % SIDE
+        rest = tap // SIDE
+        shift = rest // SIDE * plane + (rest % SIDE + down) * pitch + across + right
+        seen = x.load([start + shift, step % steps * STEP])
+        part = weight.load([phase * outputs + column, step * STEP])
+        total = tl.dot(seen, part.T, total)
+    position = start + tl.arange(0, POSITIONS)
+    frame, place = position // plane, position % plane
+    row, pixel = place // pitch - 1, place % pitch - 1
+    inside = (frame < frames) & (row >= 0) & (row < height) & (pixel >= 0) & (pixel < width)
+    row, pixel = row * SCALE + phase // 2, pixel * SCALE + phase % 2
+    target = (frame.to(tl.int64) * (height * SCALE) + row) * (width * SCALE) + pixel
+    columns = column + tl.arange(0, OUTPUTS)
+    mask = inside[:, None] & (columns < outputs)[None, :]
+    target = target[:, None] * outputs + columns[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias + columns, mask=columns < outputs, other=0.0).to(tl.float32)[None, :]
+    if HAS_ADDEND:
+        total += tl.load(addend + target, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + target, total.to(out.dtype.element_ty), mask=mask)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None = None, *, chosen: Tile | None = None
+) -> Tensor:
+    """A kernel [C', C, T, 3, 3] over x [B, F + T - 1, H + 2, W + 2, C], whose border is zero.
+
+    Returns [B, C', F, H, W], channels last, with `addend` of the same shape and layout added before it is rounded.
+    """
+    times = weight.shape[2]
+    matrix = weight.movedim(1, -1).reshape(len(weight), -1)
+    return _run(x, matrix, bias, addend, outputs=len(weight), times=times, side=3, scale=1, chosen=chosen)
+
+
+def enlarge(x: Tensor, weight: Tensor, bias: Tensor | None, *, chosen: Tile | None = None) -> Tensor:
+    """Doubles rows and columns, each pixel to a square, then convolves with a kernel [C', C, 3, 3].
+
+    x [B, F, H + 2, W + 2, C] with a border of zeros -> [B, C', F, 2 H, 2 W], channels last. The enlarged clip is never
+    made: of the nine taps of an output pixel those that fall on the same input pixel are one, whose weight is their
+    sum, so that each of the four kinds of output pixel has a kernel of 2 x 2.
+    """
+    wide = weight.movedim(1, -1).float()  # [C', 3, 3, C]
+    phases = [_merged(_merged(wide, 1, down), 2, right) for down in (0, 1) for right in (0, 1)]
+    matrix = torch.cat([phase.flatten(1) for phase in phases]).to(weight.dtype)
+    return _run(x, matrix, bias, None, outputs=len(weight), times=1, side=2, scale=2, chosen=chosen)
+
+
+def _merged(weight: Tensor, axis: int, phase: int) -> Tensor:
+    """The three taps of an axis as the two input pixels that they meet from an output pixel of this phase."""
+    first, middle, last = weight.split(1, dim=axis)
+    return torch.cat((first + middle, last) if phase else (first, middle + last), dim=axis)
+
+
+def _run(
+    x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None,
+    *, outputs: int, times: int, side: int, scale: int, chosen: Tile | None,
+) -> Tensor:  # fmt: skip
+    """matrix [scale^2 * C', times * side^2 * C]: the kernel as it meets the positions."""
+    batch, seen, height, width, channels = x.shape
+    frames, height, width = seen - times + 1, height - 2 * BORDER, width - 2 * BORDER
+    best = chosen or tile(channels, outputs)
+    shape = (batch, outputs, frames, height * scale, width * scale)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    positions = frames * x[0, 0, :, :, 0].numel()
+    grid = (triton.cdiv(positions, best.positions) * triton.cdiv(outputs, best.outputs), scale * scale)
+    weights = TensorDescriptor.from_tensor(matrix, [best.outputs, best.channels])
+    for sample in range(batch):
+        rows = TensorDescriptor.from_tensor(x[sample].flatten(0, 2), [best.positions, best.channels])
+        _convolve_kernel[grid](
+            rows, weights, bias, None if addend is None else addend[sample], out[sample],
+            frames, height, width, outputs,
+            CHANNELS=channels, TIMES=times, SIDE=side, SCALE=scale,
+            HAS_BIAS=bias is not None, HAS_ADDEND=addend is not None,
+            POSITIONS=best.positions, OUTPUTS=best.outputs, STEP=best.channels, STAGES=best.stages,
+            num_warps=best.warps,
+        )  # fmt: skip
+    return out
+
+
+def fits(conv: nn.Module) -> bool:
+    """True for a convolution of 3 x 3 in space, padded by one, unstrided, over any frames."""
+    size, padding = getattr(conv, "kernel_size", ()), getattr(conv, "padding", ())
+    return size[-2:] == (3, 3) and padding[-2:] == (1, 1) and set(getattr(conv, "stride", (0,))) == {1}

@@ -1,0 +1,110 @@
+"""Convolutions of the VAEs over clips: causal in time, and by the fastest way of the device.
+
+B batch, C channels, F frames, H/W rows and columns; every clip is [B, C, F, H, W].
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ops import Ops
+from .frames import FrameCache, clip_of, has_channels_last, images_of, joined, laid_out
+from .norms import ChannelNorm
+
+try:
+    from ..kernels import convolution
+except ImportError:  # no Triton
+    convolution = None
+
+ONEDNN_SIZE = 20480  # batch * channels * frames * rows over which PyTorch's Conv3d uses oneDNN (ATen, Convolution.cpp)
+
+
+def causal_conv(
+    conv: nn.Module,
+    x: Tensor,
+    cache: FrameCache,
+    ops: type[Ops],
+    *,
+    norm: ChannelNorm | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    """Convolves so that a frame sees itself and frames before it; before the first frame everything is zero.
+
+    With `norm` x goes through it and SiLU before; `addend`, of the result's shape, is added. `conv` pads in space only.
+    The first frame alone meets one tap of the kernel: a 2-D convolution.
+    """
+    assert isinstance(conv, nn.Conv3d)
+    history = conv.kernel_size[0] - 1
+    if history == 0:
+        return convolve(conv, x, ops)
+    if norm is not None and norm.is_fused(x) and _has_kernel(conv, x):
+        return _in_one_kernel(conv, x, cache, ops, norm, addend)
+    past, frames = cache.get(conv), x.shape[2]
+    seen = joined(past, x) if norm is None else norm.silu(x, past)
+    cache.keep(conv, seen[:, :, -history:])
+    if past is None and frames == 1:
+        with ops.weights(conv, x) as (weight, bias):
+            y = functional.conv2d(seen[:, :, 0], weight[:, :, -1], bias, padding=conv.padding[1:]).unsqueeze(2)
+        y = laid_out(y)
+    else:
+        missing = history + frames - seen.shape[2]
+        y = convolve(conv, functional.pad(seen, (0, 0, 0, 0, missing, 0)) if missing else seen, ops)
+    return y if addend is None else y + addend
+
+
+def enlarging_conv(conv: nn.Module, x: Tensor, ops: type[Ops]) -> Tensor:
+    """Doubles rows and columns of x [B, C, F, H, W], each pixel to a square, then convolves every frame."""
+    if x.shape[2] and has_channels_last(x) and _has_kernel(conv, x):
+        with ops.weights(conv, x) as (weight, bias):
+            return convolution.enlarge(_bordered(x), weight, bias)  # pyright: ignore[reportOptionalMemberAccess]
+    images = functional.interpolate(images_of(x), scale_factor=2, mode="nearest-exact")
+    return laid_out(clip_of(conv(images), x.shape[0]))
+
+
+def convolve(conv: nn.Conv3d, x: Tensor, ops: type[Ops]) -> Tensor:
+    """conv(x) by the faster of PyTorch's ways, which it does not choose by itself.
+
+    A 1x1x1 kernel is a product of matrices. For small clips on the CPU PyTorch takes a 3-D convolution without oneDNN,
+    which is six times slower than a sum of 2-D ones: over all frames at once, one for each tap in time.
+    """
+    on_cpu = x.device.type == "cpu"
+    if conv.kernel_size == (1, 1, 1) and (on_cpu or has_channels_last(x)):
+        with ops.weights(conv, x) as (weight, bias):
+            return functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    if not on_cpu or len(x) > 1 or x.shape[:4].numel() > ONEDNN_SIZE:
+        return laid_out(conv(x))
+    step, padding = conv.stride[0], conv.padding[1:]
+    span = (x.shape[2] - conv.kernel_size[0]) // step * step + 1  # frames from the first to the last that a tap meets
+    with ops.weights(conv, x) as (weight, bias):
+        taps = (images_of(x[:, :, k : k + span : step]) for k in range(conv.kernel_size[0]))
+        y = functional.conv2d(next(taps), weight[:, :, 0], bias, padding=padding)
+        for k, frames in enumerate(taps, 1):
+            y = y + functional.conv2d(frames, weight[:, :, k], padding=padding)
+    return laid_out(clip_of(y, len(x)))
+
+
+def _has_kernel(conv: nn.Module, x: Tensor) -> bool:
+    return convolution is not None and convolution.fits(conv) and convolution.accepts(x, conv.weight)  # pyright: ignore[reportArgumentType]
+
+
+def _in_one_kernel(
+    conv: nn.Conv3d, x: Tensor, cache: FrameCache, ops: type[Ops], norm: ChannelNorm, addend: Tensor | None
+) -> Tensor:
+    """`causal_conv` where bias and addend join inside the product; what is remembered has its border."""
+    past, history = cache.get(conv), conv.kernel_size[0] - 1
+    alone = past is None and x.shape[2] == 1
+    missing = 0 if alone else history - (0 if past is None else past.shape[1])
+    seen = norm.bordered_silu(x, past, missing)
+    cache.keep(conv, seen[:, -history:])
+    with ops.weights(conv, x) as (weight, bias):
+        taps = weight[:, :, -1:] if alone else weight
+        return convolution.convolve(seen, taps, bias, addend)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _bordered(x: Tensor) -> Tensor:
+    """[B, C, F, H, W] -> [B, F, H + 2, W + 2, C] within a border of zeros."""
+    batch, channels, frames, height, width = x.shape
+    out = x.new_zeros((batch, frames, height + 2, width + 2, channels))
+    out[:, :, 1:-1, 1:-1] = x.movedim(1, -1)
+    return out

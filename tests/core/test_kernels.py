@@ -210,13 +210,20 @@ else:
         monkeypatch.setattr(convolutions, "_has_kernel", lambda *_: False)
         torch.testing.assert_close(ours, whole(), rtol=1e-5, atol=1e-5)
 
-    def test_enlarging_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("shortcut", [None, (32, 2, True), (48, 2, False), (24, 1, False)], ids=str)
+    def test_enlarging_convolution(shortcut: tuple[int, int, bool] | None, monkeypatch: pytest.MonkeyPatch) -> None:
         conv = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32).conv2d(32, 24, 3, padding=1)
-        clip = random(2, 32, 3, 5, 7).contiguous(memory_format=torch.channels_last_3d)
+        laid, frames, spread = {"memory_format": torch.channels_last_3d}, 3, None
+        if shortcut:
+            channels, times, first = shortcut
+            spread = convolutions.Spread(random(2, channels, 2, 5, 7).contiguous(**laid), 24, times, first)
+            frames = 2 * times - (times - 1 if first else 0)
+        clip = random(2, 32, frames, 5, 7).contiguous(**laid)
         with torch.no_grad():
-            ours = convolutions.enlarging_conv(conv, clip, TorchOps)
+            ours = convolutions.enlarging_conv(conv, clip, TorchOps, spread)
             monkeypatch.setattr(convolutions, "_has_kernel", lambda *_: False)
-            torch.testing.assert_close(ours, convolutions.enlarging_conv(conv, clip, TorchOps), rtol=1e-5, atol=1e-5)
+            reference = convolutions.enlarging_conv(conv, clip, TorchOps, spread)
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
 
     def test_convolutions_that_stay_with_pytorch() -> None:
         layers = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32)

@@ -38,12 +38,32 @@ class Tile(NamedTuple):
     stages: int
 
 
+TILES = {  # the fastest of the published VAEs' widths on one H200, where it is not the rule of `tile`
+    (192, 192): Tile(256, 64, 64, 8, 4),
+    (384, 192): Tile(256, 64, 64, 8, 4),
+    (1024, 1024): Tile(128, 256, 64, 8, 4),
+}
+
+
 def tile(inputs: int, outputs: int) -> Tile:
-    """The tile that was fastest for these channels."""
+    """The tile for a convolution of so many channels."""
     channels = 64 if inputs % 64 == 0 else 32
     if outputs <= 16:
-        return Tile(128, 16, channels, 4, 4)
-    return Tile(256, 128, channels, 8, 4 if channels == 64 else 6)
+        return Tile(256, 16, 32, 4, 5)
+    return TILES.get((inputs, outputs), Tile(256, 128, channels, 8, 4 if channels == 64 else 7))
+
+
+class Spread(NamedTuple):
+    """A shortcut of VAE 2.2: channels of x become the frames, rows and columns that an enlarged clip gains.
+
+    Frame f and pixel p (0 to 3) of an enlarged square show, in channel n, channel
+    (n * times * 4 + (f + skip) % times * 4 + p) // repeats of frame (f + skip) // times of x [B, C, F, H, W].
+    """
+
+    x: Tensor
+    times: int
+    repeats: int
+    skip: int
 
 
 def accepts(x: Tensor, weight: Tensor) -> bool:
@@ -59,11 +79,12 @@ def _is_fast_on(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] in ARCHITECTURES
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "height", "width", "spread_times", "spread_repeats", "spread_skip"])
 def _convolve_kernel(
-    x, weight, bias, addend, out, frames, height, width, outputs,
+    x, weight, bias, addend, spread, out, frames, height, width, outputs,
+    spread_times, spread_repeats, spread_skip, spread_channels,
     CHANNELS: tl.constexpr, TIMES: tl.constexpr, SIDE: tl.constexpr, SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr, HAS_SPREAD: tl.constexpr,
     POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """POSITIONS x OUTPUTS of one phase: the sum of x[q + shift(tap)] @ weight[tap], STEP channels at a time."""
@@ -87,13 +108,19 @@ def _convolve_kernel(
     frame, place = position // plane, position % plane
     row, pixel = place // pitch - 1, place % pitch - 1
     inside = (frame < frames) & (row >= 0) & (row < height) & (pixel >= 0) & (pixel < width)
-    row, pixel = row * SCALE + phase // 2, pixel * SCALE + phase % 2
-    target = (frame.to(tl.int64) * (height * SCALE) + row) * (width * SCALE) + pixel
     columns = column + tl.arange(0, OUTPUTS)
     mask = inside[:, None] & (columns < outputs)[None, :]
-    target = target[:, None] * outputs + columns[None, :]
     if HAS_BIAS:
         total += tl.load(bias + columns, mask=columns < outputs, other=0.0).to(tl.float32)[None, :]
+    if HAS_SPREAD:
+        later = frame + spread_skip
+        source = (later // spread_times * height + row).to(tl.int64) * width + pixel
+        kind = later % spread_times * (SCALE * SCALE) + phase
+        channel = (columns[None, :] * (spread_times * SCALE * SCALE) + kind[:, None]) // spread_repeats
+        total += tl.load(spread + source[:, None] * spread_channels + channel, mask=mask, other=0.0).to(tl.float32)
+    row, pixel = row * SCALE + phase // 2, pixel * SCALE + phase % 2
+    target = (frame.to(tl.int64) * (height * SCALE) + row) * (width * SCALE) + pixel
+    target = target[:, None] * outputs + columns[None, :]
     if HAS_ADDEND:
         total += tl.load(addend + target, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + target, total.to(out.dtype.element_ty), mask=mask)
@@ -106,13 +133,15 @@ def convolve(
 
     Returns [B, C', F, H, W], channels last, with `addend` of the same shape and layout added before it is rounded.
     """
-    times = weight.shape[2]
     matrix = weight.movedim(1, -1).reshape(len(weight), -1)
-    return _run(x, matrix, bias, addend, outputs=len(weight), times=times, side=3, scale=1, chosen=chosen)
+    shape = Shape(len(weight), weight.shape[2], side=3, scale=1)
+    return _run(x, matrix, bias, shape, addend=addend, chosen=chosen)
 
 
-def enlarge(x: Tensor, weight: Tensor, bias: Tensor | None, *, chosen: Tile | None = None) -> Tensor:
-    """Doubles rows and columns, each pixel to a square, then convolves with a kernel [C', C, 3, 3].
+def enlarge(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spread: Spread | None = None, *, chosen: Tile | None = None
+) -> Tensor:
+    """Doubles rows and columns, each pixel to a square, then convolves with a kernel [C', C, 3, 3]; adds `spread`.
 
     x [B, F, H + 2, W + 2, C] with a border of zeros -> [B, C', F, 2 H, 2 W], channels last. The enlarged clip is never
     made: of the nine taps of an output pixel those that fall on the same input pixel are one, whose weight is their
@@ -121,7 +150,7 @@ def enlarge(x: Tensor, weight: Tensor, bias: Tensor | None, *, chosen: Tile | No
     wide = weight.movedim(1, -1).float()  # [C', 3, 3, C]
     phases = [_merged(_merged(wide, 1, down), 2, right) for down in (0, 1) for right in (0, 1)]
     matrix = torch.cat([phase.flatten(1) for phase in phases]).to(weight.dtype)
-    return _run(x, matrix, bias, None, outputs=len(weight), times=1, side=2, scale=2, chosen=chosen)
+    return _run(x, matrix, bias, Shape(len(weight), 1, side=2, scale=2), spread=spread, chosen=chosen)
 
 
 def _merged(weight: Tensor, axis: int, phase: int) -> Tensor:
@@ -130,26 +159,40 @@ def _merged(weight: Tensor, axis: int, phase: int) -> Tensor:
     return torch.cat((first + middle, last) if phase else (first, middle + last), dim=axis)
 
 
+class Shape(NamedTuple):
+    """Output channels, frames and pixels to a side that the kernel meets, and how many times as large the result is."""
+
+    outputs: int
+    times: int
+    side: int
+    scale: int
+
+
 def _run(
-    x: Tensor, matrix: Tensor, bias: Tensor | None, addend: Tensor | None,
-    *, outputs: int, times: int, side: int, scale: int, chosen: Tile | None,
+    x: Tensor, matrix: Tensor, bias: Tensor | None, shape: Shape,
+    *, addend: Tensor | None = None, spread: Spread | None = None, chosen: Tile | None,
 ) -> Tensor:  # fmt: skip
     """matrix [scale^2 * C', times * side^2 * C]: the kernel as it meets the positions."""
     batch, seen, height, width, channels = x.shape
+    outputs, times, side, scale = shape
     frames, height, width = seen - times + 1, height - 2 * BORDER, width - 2 * BORDER
     best = chosen or tile(channels, outputs)
-    shape = (batch, outputs, frames, height * scale, width * scale)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    size = (batch, outputs, frames, height * scale, width * scale)
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
     positions = frames * x[0, 0, :, :, 0].numel()
     grid = (triton.cdiv(positions, best.positions) * triton.cdiv(outputs, best.outputs), scale * scale)
     weights = TensorDescriptor.from_tensor(matrix, [best.outputs, best.channels])
+    shortcut = None if spread is None else spread.x
     for sample in range(batch):
         rows = TensorDescriptor.from_tensor(x[sample].flatten(0, 2), [best.positions, best.channels])
         _convolve_kernel[grid](
-            rows, weights, bias, None if addend is None else addend[sample], out[sample],
+            rows, weights, bias, None if addend is None else addend[sample],
+            None if shortcut is None else shortcut[sample], out[sample],
             frames, height, width, outputs,
+            *(spread[1:] if spread else (1, 1, 0)), 0 if shortcut is None else shortcut.shape[1],
             CHANNELS=channels, TIMES=times, SIDE=side, SCALE=scale,
             HAS_BIAS=bias is not None, HAS_ADDEND=addend is not None,
+            HAS_SPREAD=shortcut is not None,
             POSITIONS=best.positions, OUTPUTS=best.outputs, STEP=best.channels, STAGES=best.stages,
             num_warps=best.warps,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ops import Ops
-from .convolutions import causal_conv, convolve, enlarging_conv
+from .convolutions import Spread, causal_conv, convolve, enlarging_conv
 from .frames import FrameCache, clip_of, frames_like, images_of, joined, laid_out
 from .latents import LatentStatistics
 from .norms import ChannelNorm
@@ -91,9 +91,15 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
         """x [B, C, F, H, W] -> [B, C', F, H, W]."""
         first, second = self.residual["2"], self.residual["6"]
-        y = causal_conv(first, x, cache, self.ops, norm=self.residual["0"])  # pyright: ignore[reportArgumentType]
         beside = x if isinstance(self.shortcut, nn.Identity) else convolve(self.shortcut, x, self.ops)
-        return causal_conv(second, y, cache, self.ops, norm=self.residual["3"], addend=beside)  # pyright: ignore[reportArgumentType]
+        return causal_conv(  # no name for what lies between: it can be freed inside the second
+            second,
+            causal_conv(first, x, cache, self.ops, norm=self.residual["0"]),  # pyright: ignore[reportArgumentType]
+            cache,
+            self.ops,
+            norm=self.residual["3"],  # pyright: ignore[reportArgumentType]
+            addend=beside,
+        )
 
 
 class AttentionBlock(nn.Module):
@@ -157,11 +163,11 @@ class Upsample(nn.Module):
         self.resample = nn.ModuleDict({"1": layers.conv2d(channels, outputs, 3, padding=1)})  # 0 is the enlarging
         self.time_conv = layers.conv3d(channels, channels * 2, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """x [B, C, F, H, W] -> [B, C', F', H * 2, W * 2]."""
+    def forward(self, x: Tensor, cache: FrameCache, shortcut: Spread | None = None) -> Tensor:
+        """x [B, C, F, H, W] -> [B, C', F', H * 2, W * 2], with the shortcut added."""
         if self.time_conv is not None:
             x = self._double(x, cache)
-        return enlarging_conv(self.resample["1"], x, self.ops)
+        return enlarging_conv(self.resample["1"], x, self.ops, shortcut)
 
     def _double(self, x: Tensor, cache: FrameCache) -> Tensor:
         """x [B, C, F, H, W] -> twice the frames, but for frame 0 of the clip."""

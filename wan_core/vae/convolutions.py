@@ -5,6 +5,9 @@ B batch, C channels, F frames, H/W rows and columns; every clip is [B, C, F, H, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,9 +41,14 @@ def causal_conv(
     history = conv.kernel_size[0] - 1
     if history == 0:
         return convolve(conv, x, ops)
-    if norm is not None and norm.is_fused(x) and _has_kernel(conv, x):
-        return _in_one_kernel(conv, x, cache, ops, norm, addend)
     past, frames = cache.get(conv), x.shape[2]
+    if norm is not None and norm.is_fused(x) and _has_kernel(conv, x):
+        alone = past is None and frames == 1
+        missing = 0 if alone else history - (0 if past is None else past.shape[1])
+        seen = norm.bordered_silu(x, past, missing)
+        del x, past  # the largest moment of a decode is in the next call
+        cache.keep(conv, seen[:, -history:])
+        return _in_one_kernel(conv, seen, ops, addend, alone=alone)
     seen = joined(past, x) if norm is None else norm.silu(x, past)
     cache.keep(conv, seen[:, :, -history:])
     if past is None and frames == 1:
@@ -53,13 +61,44 @@ def causal_conv(
     return y if addend is None else y + addend
 
 
-def enlarging_conv(conv: nn.Module, x: Tensor, ops: type[Ops]) -> Tensor:
-    """Doubles rows and columns of x [B, C, F, H, W], each pixel to a square, then convolves every frame."""
-    if x.shape[2] and has_channels_last(x) and _has_kernel(conv, x):
+@dataclass(frozen=True)
+class Spread:
+    """A shortcut without weights: channels of x [B, C, F, H, W], repeated, become new frames, rows and columns.
+
+    `outputs` channels are left; each frame becomes `times`, of which the clip's `first` frame leaves the last alone.
+    """
+
+    x: Tensor
+    outputs: int
+    times: int
+    first: bool
+
+    def made(self) -> Tensor:
+        """[B, outputs, F * times (less times - 1 where it is first), 2 H, 2 W]."""
+        x = self.x.movedim(1, 4).repeat_interleave(self._repeats, dim=4)
+        x = x.unflatten(4, (self.outputs, self.times, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)  # [B, F, t, H, 2, W, 2, C]
+        x = x.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(4, 1)
+        return x[:, :, self.times - 1 :] if self.first else x
+
+    def for_kernel(self) -> Any:
+        """The same as kernels/convolution.py takes it: nothing is made."""
+        skip = self.times - 1 if self.first else 0
+        return convolution.Spread(self.x, self.times, self._repeats, skip)  # pyright: ignore[reportOptionalMemberAccess]
+
+    @property
+    def _repeats(self) -> int:
+        return self.outputs * self.times * 4 // self.x.shape[1]
+
+
+def enlarging_conv(conv: nn.Module, x: Tensor, ops: type[Ops], shortcut: Spread | None = None) -> Tensor:
+    """Makes each pixel of x [B, C, F, H, W] a square, convolves every frame, and adds the shortcut."""
+    if x.shape[2] and has_channels_last(x) and _has_kernel(conv, x) and (not shortcut or has_channels_last(shortcut.x)):
+        spread = shortcut.for_kernel() if shortcut else None
         with ops.weights(conv, x) as (weight, bias):
-            return convolution.enlarge(_bordered(x), weight, bias)  # pyright: ignore[reportOptionalMemberAccess]
+            return convolution.enlarge(_bordered(x), weight, bias, spread)  # pyright: ignore[reportOptionalMemberAccess]
     images = functional.interpolate(images_of(x), scale_factor=2, mode="nearest-exact")
-    return laid_out(clip_of(conv(images), x.shape[0]))
+    y = laid_out(clip_of(conv(images), x.shape[0]))
+    return y + shortcut.made() if shortcut else y
 
 
 def convolve(conv: nn.Conv3d, x: Tensor, ops: type[Ops]) -> Tensor:
@@ -88,16 +127,12 @@ def _has_kernel(conv: nn.Module, x: Tensor) -> bool:
     return convolution is not None and convolution.fits(conv) and convolution.accepts(x, conv.weight)  # pyright: ignore[reportArgumentType]
 
 
-def _in_one_kernel(
-    conv: nn.Conv3d, x: Tensor, cache: FrameCache, ops: type[Ops], norm: ChannelNorm, addend: Tensor | None
-) -> Tensor:
-    """`causal_conv` where bias and addend join inside the product; what is remembered has its border."""
-    past, history = cache.get(conv), conv.kernel_size[0] - 1
-    alone = past is None and x.shape[2] == 1
-    missing = 0 if alone else history - (0 if past is None else past.shape[1])
-    seen = norm.bordered_silu(x, past, missing)
-    cache.keep(conv, seen[:, -history:])
-    with ops.weights(conv, x) as (weight, bias):
+def _in_one_kernel(conv: nn.Conv3d, seen: Tensor, ops: type[Ops], addend: Tensor | None, *, alone: bool) -> Tensor:
+    """The convolution of seen [B, F, H + 2, W + 2, C], to which bias and addend come inside the product.
+
+    `alone`: the only frame so far, which meets the last tap in time.
+    """
+    with ops.weights(conv, seen) as (weight, bias):
         taps = weight[:, :, -1:] if alone else weight
         return convolution.convolve(seen, taps, bias, addend)  # pyright: ignore[reportOptionalMemberAccess]
 

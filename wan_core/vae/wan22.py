@@ -24,6 +24,7 @@ from .causal import (
     Upsample,
     attention,
 )
+from .convolutions import Spread
 from .frames import FrameCache, joined
 from .latents import WAN22
 from .towers import Decoder, Encoder
@@ -111,17 +112,10 @@ class UpLevel(nn.Module):
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
         """x [B, C, F, H, W] -> [B, C', F', H * 2, W * 2]; the last level, without resampler, has no shortcut."""
-        shortcut = 0 if self.last else self._spread(x, first=cache.first_chunk(self))
+        shortcut = None if self.last else Spread(x, self.outputs, self.time, first=cache.first_chunk(self))
         for layer in self.upsamples:
-            x = layer(x, cache)
-        return x + shortcut
-
-    def _spread(self, x: Tensor, *, first: bool) -> Tensor:
-        """Channels, repeated, become the new frames, rows and columns; the clip's first frame makes one only."""
-        x = x.movedim(1, 4).repeat_interleave(self.outputs * self.time * 4 // x.shape[1], dim=4)
-        x = x.unflatten(4, (self.outputs, self.time, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)  # [B, F, t, H, 2, W, 2, C]
-        x = x.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(4, 1)
-        return x[:, :, self.time - 1 :] if first else x
+            x = layer(x, cache, shortcut) if isinstance(layer, Upsample) else layer(x, cache)
+        return x
 
 
 class WanVAE22(CausalVAE):

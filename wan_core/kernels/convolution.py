@@ -26,6 +26,8 @@ HALVES = (torch.bfloat16, torch.float16)
 ARCHITECTURES = (9,)  # major compute capabilities on which this was measured to be faster than cuDNN
 BORDER = 1  # zeros on each side of a frame
 CHANNELS = 32  # input channels come in multiples of this
+HEAD = 16  # output channels of a narrow tile
+WIDTHS = (96, 192, 256, 384, 512, 1024)  # wider outputs for which it was measured to be faster than cuDNN
 
 
 class Tile(NamedTuple):
@@ -48,8 +50,8 @@ TILES = {  # the fastest of the published VAEs' widths on one H200, where it is 
 def tile(inputs: int, outputs: int) -> Tile:
     """The tile for a convolution of so many channels."""
     channels = 64 if inputs % 64 == 0 else 32
-    if outputs <= 16:
-        return Tile(256, 16, 32, 4, 5)
+    if outputs <= HEAD:
+        return Tile(256, HEAD, 32, 4, 5)
     return TILES.get((inputs, outputs), Tile(256, 128, channels, 8, 4 if channels == 64 else 7))
 
 
@@ -70,13 +72,17 @@ def accepts(x: Tensor, weight: Tensor) -> bool:
     """True for x [B, C, ...] and weight [C', C, ...] that the kernel takes, on a GPU where it is fast."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
         return False
-    return x.shape[1] % CHANNELS == 0 and (INTERPRETED or (x.dtype in HALVES and _is_fast_on(x.device)))
+    return x.shape[1] % CHANNELS == 0 and (INTERPRETED or _is_fast(x, len(weight)))
 
 
-def _is_fast_on(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device)[0] in ARCHITECTURES
+def _is_fast(x: Tensor, outputs: int) -> bool:
+    return (
+        x.is_cuda
+        and x.dtype in HALVES
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(x.device)[0] in ARCHITECTURES
+        and (outputs <= HEAD or outputs in WIDTHS)
+    )
 
 
 @triton.jit(do_not_specialize=["frames", "height", "width", "spread_times", "spread_repeats", "spread_skip"])

@@ -36,11 +36,11 @@ def main() -> int:
     print("| weights | by | weight | after a second call | bias | the same bits without it |")
     print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        lora = every_layer.lora_file(Path(folder) / "style_high_noise.safetensors")
+        loras = every_layer.lora_files(Path(folder))
         for kind in chosen or files.ALL:
             path = files.write_format(Path(folder) / "wan2.2_t2v_high_noise_14B", kind)
             for node in every_layer.NODES:
-                found = every_layer.errors(path, lora, node)
+                found = every_layer.errors(path, loras, node)
                 numbers = " | ".join(f"{found[key]:.4f}" for key in ("weight", "again", "bias"))
                 print(f"| {kind} | {node} | {numbers} | {'yes' if found['kept'] else 'no'} |", flush=True)
     return 0

@@ -35,18 +35,20 @@ def matrices() -> list[str]:
     return [name.removesuffix(".weight") for name, weight in weights().items() if is_block_matrix(name, weight)]
 
 
-def lora_file(path: Path) -> str:
-    """A LoRA on every matrix, with differences of their biases."""
+def lora_files(folder: Path) -> tuple[str, str]:
+    """A LoRA on every matrix, and one of differences of their biases."""
     generator = torch.Generator().manual_seed(4)
-    file, out = weights(), dict[str, Tensor]()
+    file, pairs, biases = weights(), dict[str, Tensor](), dict[str, Tensor]()
     for name in matrices():
         weight = file[f"{name}.weight"]
-        out[f"{LORA}{name}.lora_down.weight"] = torch.randn(RANK, weight.shape[1], generator=generator)
+        pairs[f"{LORA}{name}.lora_down.weight"] = torch.randn(RANK, weight.shape[1], generator=generator)
         up = torch.randn(weight.shape[0], RANK, generator=generator) * SIZE * weight.float().std() / RANK**0.5
-        out |= {f"{LORA}{name}.lora_up.weight": up, f"{LORA}{name}.alpha": torch.tensor(float(RANK))}
-        out[f"{LORA}{name}.diff_b"] = 0.1 * torch.randn(weight.shape[0], generator=generator)
-    save_file(out, path)
-    return str(path)
+        pairs |= {f"{LORA}{name}.lora_up.weight": up, f"{LORA}{name}.alpha": torch.tensor(float(RANK))}
+        biases[f"{LORA}{name}.diff_b"] = 0.1 * torch.randn(weight.shape[0], generator=generator)
+    paths = folder / "style_high_noise.safetensors", folder / "biases_high_noise.safetensors"
+    for path, tensors in zip(paths, (pairs, biases), strict=True):
+        save_file(tensors, path)
+    return str(paths[0]), str(paths[1])
 
 
 def with_lora(patcher: Any, node: str, path: str) -> Any:
@@ -69,13 +71,21 @@ def called(patcher: Any) -> Iterator[None]:
         yield
 
 
-def effective(patcher: Any, name: str) -> tuple[Tensor, Tensor]:
-    """The layer's weight [out, in] and bias [out], from its answers in float32 to unit vectors and to nothing."""
+def effective(patcher: Any, name: str) -> Tensor:
+    """The layer's weight [out, in], from its answer in float32 to unit vectors and to nothing, in one call."""
     layer = comfy.utils.get_attr(patcher.model.diffusion_model, name)
-    x = torch.eye(layer.in_features, device=patcher.load_device)
+    units = torch.eye(layer.in_features + 1, layer.in_features, device=patcher.load_device)
     with called(patcher):
-        bias = layer(torch.zeros_like(x[:1]))
-        return (layer(x) - bias).t().float().cpu(), bias[0].float().cpu()
+        answer = layer(units)
+    return (answer[:-1] - answer[-1]).t().float().cpu()
+
+
+def bias_of(patcher: Any, name: str) -> Tensor:
+    """The layer's answer [out] to nothing, in bfloat16, as a model computes."""
+    layer = comfy.utils.get_attr(patcher.model.diffusion_model, name)
+    with called(patcher):
+        answer = layer(torch.zeros(1, layer.in_features, device=patcher.load_device, dtype=torch.bfloat16))
+    return answer[0].float().cpu()
 
 
 def stored(patcher: Any, name: str) -> Tensor:
@@ -84,37 +94,39 @@ def stored(patcher: Any, name: str) -> Tensor:
     return (weight._qdata if isinstance(weight, QuantizedTensor) else weight).view(torch.uint8).cpu().clone()
 
 
-def errors(model: str, lora: str, node: str, names: list[str] | None = None) -> dict[str, float]:
+def errors(model: str, loras: tuple[str, str], node: str, names: list[str] | None = None) -> dict[str, float]:
     """Error of the effective weight and bias over the LoRA's own difference, worst layer, and whether anything stayed.
 
-    weight: against the stored weight plus the exact LoRA; bias: the same; kept: 1.0 if the stored bits and the answers
-    are the same after the LoRA is gone; first: largest difference of the stored bias from the file's.
+    weight: against the stored weight plus the exact LoRA; again: the same at a second call, before which ComfyUI may
+    have kept a patched copy; bias: the same of biases; first: largest difference of the biases from the file's;
+    kept: 1.0 if the stored bits and the answers are the same after the LoRA is gone.
     """
-    tensors, file, base = comfy.utils.load_torch_file(lora), weights(), load_model(model)
     names = names or matrices()
+    pairs, biases = (comfy.utils.load_torch_file(path) for path in loras)
+    file, base = weights(), load_model(model)
     load(base)
-    plain = {name: effective(base, name) for name in names}
-    bits = {name: stored(base, name) for name in names}
-    patched = with_lora(base, node, lora)
+    plain = {name: (effective(base, name), bias_of(base, name), stored(base, name)) for name in names}
+    worst = {"weight": 0.0, "again": 0.0, "bias": 0.0, "first": 0.0, "kept": 1.0}
+
+    def add(key: str, value: Tensor) -> None:
+        worst[key] = max(worst[key], float(value.nan_to_num(nan=torch.inf)))
+
+    patched = with_lora(base, node, loras[0])
     load(patched)
-    worst = {"weight": 0.0, "bias": 0.0, "again": 0.0, "first": 0.0, "kept": 1.0}
     for name in names:
-        exact = STRENGTH * tensors[f"{LORA}{name}.lora_up.weight"] @ tensors[f"{LORA}{name}.lora_down.weight"]
-        weight, bias = effective(patched, name)
-        again = effective(patched, name)[0]  # ComfyUI may have kept a patched copy in between
-        moved = STRENGTH * tensors[f"{LORA}{name}.diff_b"]
-        measured = {
-            "weight": (weight - plain[name][0] - exact).norm() / exact.norm(),
-            "again": (again - plain[name][0] - exact).norm() / exact.norm(),
-            "bias": (bias - plain[name][1] - moved).norm() / moved.norm(),
-            "first": (plain[name][1] - file[f"{name}.bias"].float()).abs().max(),
-        }
-        for key, value in measured.items():
-            worst[key] = max(worst[key], float(value.nan_to_num(nan=torch.inf)))
+        exact = STRENGTH * pairs[f"{LORA}{name}.lora_up.weight"] @ pairs[f"{LORA}{name}.lora_down.weight"]
+        for key in ("weight", "again"):
+            add(key, (effective(patched, name) - plain[name][0] - exact).norm() / exact.norm())
+        add("first", (plain[name][1] - file[f"{name}.bias"].float()).abs().max())
+    moved = with_lora(base, node, loras[1])
+    load(moved)
+    for name in names:
+        difference = STRENGTH * biases[f"{LORA}{name}.diff_b"]
+        add("bias", (bias_of(moved, name) - plain[name][1] - difference).norm() / difference.norm())
     load(base)
-    same = all(
-        torch.equal(stored(base, name), bits[name]) and torch.equal(effective(base, name)[0], plain[name][0])
-        for name in names
-    )
+    for name in names:
+        weight, bias, bits = plain[name]
+        same = torch.equal(stored(base, name), bits) and torch.equal(effective(base, name), weight)
+        worst["kept"] = min(worst["kept"], float(same and torch.equal(bias_of(base, name), bias)))
     management.unload_all_models()
-    return {**worst, "kept": float(same)}
+    return worst

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from make_pocket import make_pocket
 from playwright.sync_api import Browser, Page, sync_playwright
+from pocket_gguf import write_family
 from setup.comfyui import DEFAULT_VERSION
 from setup.places import ROOT, cache_folder
 from setup.server import Launch, Server, link_pack, serve
@@ -68,8 +69,9 @@ def pocket_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def with_models(pocket_base: Path, artefacts: Path) -> Iterator[Server]:
-    """A server with the miniature weights under their published names."""
+    """A server with the miniature weights under their published names, safetensors and GGUF."""
     make_pocket(pocket_base / "models")
+    write_family(pocket_base / "models")
     with serve(_launch(pocket_base), artefacts / "browser-pocket.log") as server:
         _settle(server)
         yield server

@@ -57,11 +57,12 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         base = (options.base or Path(temporary)).absolute()
         models = {name: cases.MODELS[name] for name in options.models}
+        if options.least is not None:
+            prepare(base, [], smoke=False)
+            return bisect(base, options)
         prepare(base, list(models.values()), smoke=options.smoke)
         if options.only_files:
             return 0
-        if options.least is not None:
-            return bisect(base, options)
         clip = cases.CLIPS["smoke" if options.smoke else options.clip]
         if options.steps:
             clip = Clip(clip.name, clip.width, clip.height, clip.frames, options.steps, clip.cfg)

@@ -126,7 +126,10 @@ def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
     comfy.model_management.soft_empty_cache()
     scale = int(vae.spacial_compression_decode())
     rows, columns = latent.shape[-2:]
-    room = SHARE * comfy.model_management.get_free_memory(vae.device)
+    loaded, weights = vae.patcher.loaded_size(), vae.model_size()
+    room = (
+        SHARE * (comfy.model_management.get_free_memory(vae.device) + loaded) - weights
+    )  # else they come anew each time
     width, height = tile(columns * scale, rows * scale, scale, room)
     shape = {"tile_x": height // scale, "tile_y": width // scale, "overlap": OVERLAP // scale}  # x is down here
     yield vae.decode_tiled(latent, **shape)[0, done:]

@@ -1,8 +1,9 @@
 """Least memory of each phase of a run, by arithmetic from the files' headers and the clip's size.
 
 ComfyUI's Dynamic VRAM keeps on the GPU what fits and brings the rest in layer by layer, so that a run needs the
-activations, the layers that are fetched at one time, and what never leaves the GPU. Each constant is a measurement:
-tests/core/planner_measured.json holds the numbers and where they are from, tests/core/test_planner.py compares.
+activations, the layers that are fetched at one time, and what never leaves the GPU. The constants are fitted to the
+measurements of tests/core/planner_measured.json, which tests/core/test_planner.py compares; those of VACE, VAE 2.2 and
+RAM are counted from the code. docs/memory.md says what was run and what not.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
 FETCHED = 2  # blocks on the GPU at one time: the one that computes and the next
 HALF = 2  # bytes of bfloat16 and float16
 
-CONTEXT = 0.75 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
-TOKENS_HELD = (
-    5.6  # tensors of all tokens, at two bytes a value, that a block holds beside the feed-forward's hidden ones
-)
-VACE_HELD = 2.0  # more of them for VACE's control stream
+CONTEXT = 0.87 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
+SPARE = 2.5 * GIB  # that ComfyUI leaves free, or in PyTorch's pools, beside the weights that it keeps
+FIXED = 0.2 * GIB  # of a forward, whatever the clip: workspaces, time embedding
+HELD = 5.3  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
+VACE_HELD = 2.0  # more of them for VACE's control stream; counted, not measured
+TEXT_WORKING = 0.3 * GIB  # 512 tokens in UMT5-XXL
 TOKEN_TABLES = ("shared.", "token_embedding.", "token_embd.", "encoder.embed_tokens.")  # looked up in RAM
 LEAST_TILE = 256  # pixels: side of the smallest tile of a VAE
 OVERLAP = 64  # pixels that tiles share
-PROCESS = 3.2 * GIB  # RAM of Python, PyTorch and ComfyUI
-PINNED = 0.5 * GIB  # RAM that layers pass through on their way to the GPU
+PROCESS = 1.8 * GIB  # RAM of Python, PyTorch and ComfyUI, libraries among it
+PINNED = 1.0 * GIB  # RAM that layers pass through on their way to the GPU
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Weights:
             else:
                 bare.append(size)
             if leaf == "weight" and len(entry.shape) == 2:
-                in_half = HALF * math.prod(checkpoint.shapes[official])
+                in_half = HALF * entry.count
                 decoded = max(decoded, in_half if in_half > size else 0)
         for layer, size in layers.items():
             if size <= SMALL_LAYER:
@@ -119,8 +121,8 @@ class Phase:
 
 def activations(config: TransformerConfig, clip: Clip) -> float:
     """Bytes of tokens at the fullest moment of a block."""
-    held = TOKENS_HELD + config.ffn_dim / config.dim + (VACE_HELD if config.vace_dim else 0.0)
-    return held * clip.tokens(config) * config.dim * HALF * clip.batch
+    held = HELD + config.ffn_dim / config.dim + (VACE_HELD if config.vace_dim else 0.0)
+    return FIXED + held * clip.tokens(config) * config.dim * HALF * clip.batch
 
 
 def sampling(checkpoint: Checkpoint, clip: Clip) -> Phase:
@@ -134,7 +136,8 @@ def sampling(checkpoint: Checkpoint, clip: Clip) -> Phase:
 def text_encode(checkpoint: Checkpoint) -> Phase:
     """A prompt through UMT5."""
     weights = Weights.of(checkpoint, "encoder.block.", in_ram=TOKEN_TABLES)
-    return Phase("text encode", CONTEXT + weights.kept + FETCHED * weights.fetched + weights.decoded, PROCESS + PINNED)
+    needed = CONTEXT + TEXT_WORKING + weights.kept + FETCHED * weights.fetched + weights.decoded
+    return Phase("text encode", needed, PROCESS + PINNED)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class Working:
     decode: float
 
 
-VAE_WORKING = {8: Working(5200.0, 9900.0), 16: Working(3200.0, 9600.0)}  # by pixels to a latent row
+VAE_WORKING = {8: Working(7600.0, 9400.0), 16: Working(4500.0, 9400.0)}  # by pixels to a latent row
 
 
 def vae(checkpoint: Checkpoint, clip: Clip, *, encode: bool) -> Iterator[Phase]:
@@ -205,5 +208,5 @@ def least_ram(found: tuple[Phase, ...]) -> float:
 def transfer(checkpoint: Checkpoint, clip: Clip, vram: float) -> float:
     """Bytes that go to the GPU in each forward from the second on, with so many bytes of the card free at the start."""
     weights = Weights.of(checkpoint)
-    room = vram - sampling(checkpoint, clip).vram
+    room = vram - sampling(checkpoint, clip).vram - SPARE
     return max(0.0, weights.streamed - max(0.0, room))

@@ -22,10 +22,11 @@ from comfy_host import import_comfy
 
 import_comfy()
 
+import led  # noqa: E402
 from make_pocket import make_pocket  # noqa: E402
 from pocket_gguf import HIGH, LOW, TEXT_ENCODER, write_family  # noqa: E402
 from studio import Studio  # noqa: E402
-from wancore.pocket import family, world  # noqa: E402
+from wancore.pocket import drawings, family, world  # noqa: E402
 from wancore.wan_core.sampling.presets import Settings  # noqa: E402
 
 SIDE, EDGE = 400, 20  # pixels of a card, and of its border
@@ -40,29 +41,31 @@ class Card:
 
     template: str
     line: str
-    prompts: tuple[str, str]
-    film: Callable[[Path, tuple[str, str]], tuple[np.ndarray, bool]]  # clips [2, F, H, W, 3]; whether frame 0 was given
+    prompts: tuple[str, ...]
+    film: Callable[
+        [Path, tuple[str, ...]], tuple[np.ndarray, tuple[int, ...]]
+    ]  # clips [2, F, H, W, 3]; rows whose frame 0 was given
 
 
 def _open(models: Path, high: family.Member, low: family.Member) -> Studio:
     return Studio.open(*(models / part.folder / part.name for part in (high, low, family.TEXT_ENCODER, family.VAE)))
 
 
-def _from_text(models: Path, prompts: tuple[str, str]) -> tuple[np.ndarray, bool]:
+def _from_text(models: Path, prompts: tuple[str, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
     studio = _open(models, family.T2V_HIGH, family.T2V_LOW)
     loras = {lora.base: models / "loras" / lora.name for lora in family.LORAS}
     studio = studio.with_loras(loras[family.T2V_HIGH.name], loras[family.T2V_LOW.name])
-    return studio.film(prompts, FAST, seed=3), False
+    return studio.film(prompts, FAST, seed=3), ()
 
 
-def _from_gguf(models: Path, prompts: tuple[str, str]) -> tuple[np.ndarray, bool]:
+def _from_gguf(models: Path, prompts: tuple[str, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
     write_family(models)
     files = (models / "diffusion_models" / HIGH, models / "diffusion_models" / LOW)
     vae = models / family.VAE.folder / family.VAE.name
-    return Studio.open(*files, models / "text_encoders" / TEXT_ENCODER, vae).film(prompts, OFFICIAL, seed=5), False
+    return Studio.open(*files, models / "text_encoders" / TEXT_ENCODER, vae).film(prompts, OFFICIAL, seed=5), ()
 
 
-def _pictures(prompts: tuple[str, str]) -> np.ndarray:
+def _pictures(prompts: tuple[str, ...]) -> np.ndarray:
     """First pictures [2, 96, 96, 3] for the prompts: the thing that each names, drawn where its way begins."""
     pictures = []
     for prompt in prompts:
@@ -77,9 +80,33 @@ def _pictures(prompts: tuple[str, str]) -> np.ndarray:
     return np.stack(pictures)
 
 
-def _from_picture(models: Path, prompts: tuple[str, str]) -> tuple[np.ndarray, bool]:
+def _from_picture(models: Path, prompts: tuple[str, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
     studio = _open(models, family.I2V_HIGH, family.I2V_LOW)
-    return studio.film(prompts, OFFICIAL, seed=7, pictures=_pictures(prompts)), True
+    return studio.film(prompts, OFFICIAL, seed=7, pictures=_pictures(prompts)), (0, 1)
+
+
+def _led(shape: str, color: str) -> tuple[world.Sheet, np.ndarray, tuple[np.ndarray, ...]]:
+    """A thing, its places [1, F, 2] on a winding path, and the times, rows and columns of its clip."""
+    thing = world.Thing(shape, color, "small", "right", "slow", 0.18, (0.5, 0.5), 0.0)
+    turns = [np.array([pair], dtype=np.float32) for pair in ((0.5, 0.5), (0.2, 0.14), (0.5, 0.65), (0.0, 0.25))]
+    axes = world.axes(17, 96, 96)
+    return world.sheet([world.Scene((thing,), "beige", "fixed", "day")]), drawings.Paths(*turns).at(axes[0]), axes
+
+
+def _from_control(models: Path, prompts: tuple[str, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
+    studio, (sheet, paths, axes) = _open(models, family.VACE_HIGH, family.VACE_LOW), _led("cross", "red")
+    drawing = drawings.outline(sheet, paths, *axes[1:])
+    return np.concatenate([drawing, studio.film_from(prompts, OFFICIAL, led.vace(studio, drawing), seed=2)]), ()
+
+
+def _from_pose(models: Path, prompts: tuple[str, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
+    parts = family.ANIMATE, family.TEXT_ENCODER, family.VAE
+    high, *rest = (models / part.folder / part.name for part in parts)
+    studio, (sheet, paths, axes) = Studio.open(high, None, *rest), _led("triangle", "purple")
+    picture = world.render(sheet, *axes)[:, 0]
+    poses = drawings.pose(sheet.radius[:, 0], paths, *axes[1:])
+    clips = studio.film_from(prompts, OFFICIAL, led.animate(studio, picture, poses), seed=2, batch=1)
+    return np.concatenate([poses, np.concatenate([picture[:, None], clips[:, 1:]], axis=1)]), (1,)
 
 
 CARDS = (
@@ -101,10 +128,22 @@ CARDS = (
         ("a purple square moves to the right", "a red triangle moves down"),
         _from_picture,
     ),
+    Card(
+        "Wan 2.2 VACE to Video",
+        "follows a control video",
+        ("a red cross moves on a beige background",),
+        _from_control,
+    ),
+    Card(
+        "Wan 2.2 Animate",
+        "a picture follows a pose",
+        ("The thing in the picture moves.",),
+        _from_pose,
+    ),
 )
 
 
-def draw_card(card: Card, clips: np.ndarray, given: bool) -> Image.Image:
+def draw_card(card: Card, clips: np.ndarray, given: tuple[int, ...]) -> Image.Image:
     """The card of one template; `clips` are [2, F, H, W, 3] in 0..1."""
     picture = Image.new("RGB", (SIDE, SIDE), GROUND)
     draw = ImageDraw.Draw(picture)
@@ -118,7 +157,7 @@ def draw_card(card: Card, clips: np.ndarray, given: bool) -> Image.Image:
                 (side, side), Image.Resampling.LANCZOS
             )
             picture.paste(shown, place)
-            if given and column == 0:
+            if row in given and column == 0:
                 corner = place[0] + side - 1, place[1] + side - 1
                 draw.rectangle((*place, *corner), outline=FRAME, width=3)
     title = card.template.removeprefix("Wan 2.2 ")

@@ -43,9 +43,11 @@ POINTS = 0.05  # of obedience that quantised weights may lose
 UNTRAINED = {  # members that cannot do their task yet, and why
     family.S2V.short: "random weights: nothing was trained on sound",
     family.AUDIO_ENCODER.short: "random weights: nothing was trained on sound",
-    family.ANIMATE.short: "random weights: nothing was trained on poses",
     family.CLIP_VISION.short: "random weights: nothing was trained on its features",
-    **{member.short: "random weights: nothing was trained on control clips" for member in family.CONTROLLED},
+    **{
+        member.short: "random weights: nothing was trained on this kind of control"
+        for member in (family.CONTROL_HIGH, family.CONTROL_LOW, family.CAMERA_HIGH, family.CAMERA_LOW)
+    },
 }
 
 

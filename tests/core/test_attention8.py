@@ -111,3 +111,16 @@ if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
         assert (found.k.unflatten(2, (HEADS, SIZE)) * scale - expected_k).abs().le(scale * 0.501).all()
         assert found.q.abs().amax() == found.k.abs().amax() == attention8.STEPS  # no bit is left unused
         assert (found.v.float() != attention8.values_in_order(v, about).float()).float().mean() < 1e-3
+
+
+if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
+    from wancore.wan_core.kernels import hopper
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize(("batch", "length"), [(1, 64), (2, 1000), (1, 4097)])
+    def test_program_on_hopper(batch: int, length: int, dtype: torch.dtype) -> None:
+        q, k, v = (x.to(dtype) for x in given(batch, length))
+        assert hopper.accepts(q, k, v, HEADS)
+        assert not hopper.accepts(q, k[:, :-1], v[:, :-1], HEADS)
+        expected = attention8.reference(q.float(), k.float(), v.float(), HEADS)
+        assert error(hopper.attention(q, k, v, HEADS).float(), expected, v.float().mean(1, keepdim=True)) < hopper.NEAR

@@ -176,9 +176,10 @@ def _attention_kernel(
 
 
 def accepts(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
-    """True on Hopper for q, k and v [B, L, heads * 128] in half precision of any lengths, without gradients."""
+    """True on Hopper for q, k and v [B, L, heads * 128] of one length in half precision, without gradients."""
     return (
         q.is_cuda
+        and q.shape == k.shape == v.shape
         and q.dtype in (torch.bfloat16, torch.float16)
         and q.dtype == k.dtype == v.dtype
         and q.shape[2] == heads * HEAD

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import WeightsFileError, WrongModelError
-from ..paths import DECODED, Card, float8_linear
+from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
 from .families import DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint, inspect
 from .lora import official_name, why_unknown
@@ -96,6 +96,8 @@ def _facts(checkpoint: Checkpoint, card: Card) -> Iterator[tuple[str, str]]:
             yield "expert", checkpoint.expert or "unknown: neither file nor folder says high or low"
         yield "needs", f"VAE {VAE_FILES.get(config.out_dim, 'of its publisher')}, text encoder {TEXT_ENCODER_FILE}"
         yield "computes", compute_path(checkpoint, card)
+        path = attention_in_8_bits(card)
+        yield "attention", f"with the node Wan 8-bit Attention {path.name}: {path.why}, on {card.describe()}"
         if is_distilled(checkpoint.name):
             yield "steps", "made for a few steps without guidance, by its name"
     if checkpoint.kind == LORA:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 LATENT_STRIDE = 4  # video frames per latent frame
 SHARE = 0.01  # of a step's time
+PATIENCE = 1.0  # seconds that a first call may take on a machine that is fast afterwards
 AT_ONCE = 5  # latent frames decoded together: their pictures are large before they are made small
 
 Frames = list[Tensor]  # pictures [h, w, 3] uint8 on the CPU
@@ -20,14 +21,19 @@ Quick = Callable[[Tensor], Frames]  # latent [1, C, f, H, W] -> f pictures, at n
 
 
 class Allowance:
-    """How many latent frames a step has time for, by what they cost before."""
+    """How many latent frames a time is enough for, by what they cost before."""
 
     def __init__(self) -> None:
-        self.each = self.rest = 0.0  # seconds to a latent frame, and to what a picture costs beside them
+        self.base = self.each = 0.0  # seconds to any decoding, and to a latent frame beside them
+        self.rest = 0.0  # seconds to what a picture costs beside decoding
 
-    def frames(self, step: float) -> int:
-        """Latent frames that fit into SHARE of a step of so many seconds."""
-        return max(0, int((SHARE * step - self.rest) / self.each))
+    def frames(self, seconds: float) -> int:
+        """Latent frames that can be decoded at once in so many seconds."""
+        return max(0, int((seconds - self.base) / self.each))
+
+    def took(self, frames: int, seconds: float) -> None:
+        """What decoding so many latent frames took."""
+        self.each = max(1e-6, (seconds - self.base) / frames)
 
 
 class Spread:
@@ -41,11 +47,12 @@ class Spread:
         self.turn = 0  # the next latent frame
 
     def measure(self, latent: Tensor) -> None:
-        """Decodes a latent [1, C, 1, H, W] to see what that costs: the second time, as the first call starts slowly."""
-        for _ in range(2):
-            start = self.clock()
-            self.decode(latent)
-            self.allowance.each = max(1e-6, self.clock() - start)
+        """Decodes a latent [1, C, 1, H, W] to see what that costs; the first call is slow and left out."""
+        if (first := self._timed(latent)) > PATIENCE:
+            return self.allowance.took(1, first)
+        one, three = self._timed(latent), self._timed(latent.expand(-1, -1, 3, -1, -1))
+        self.allowance.base = max(0.0, one - max(0.0, three - one) / 2)
+        self.allowance.took(3, three)
 
     def of(self, x0: Tensor, step: float, quick: Quick) -> Frames:
         """The clip x0 [1, C, F, H, W] after a step of so many seconds. `measure` comes first."""
@@ -56,21 +63,32 @@ class Spread:
         return frames
 
     def _refresh(self, x0: Tensor, step: float) -> None:
-        """Decodes what the step has time for."""
-        left = min(x0.shape[2], self.allowance.frames(step))
-        while left > (before := int(self.turn > 0)):  # a frame in the middle wants the one before it, too
-            count = min(AT_ONCE, left - before, x0.shape[2] - self.turn)
-            self._decode(x0, count, before)
-            left -= count + before
+        """Decodes what the step has time for; a frame in the middle wants the one before it, too."""
+        left, new = SHARE * step - self.allowance.rest, x0.shape[2]
+        while new:
+            before = int(self.turn > 0)
+            count = min(self.allowance.frames(left) - before, AT_ONCE, new, x0.shape[2] - self.turn)
+            if count < 1:
+                break
+            left -= self._decode(x0, count, before)
+            new -= count
 
-    def _decode(self, x0: Tensor, count: int, before: int) -> None:
+    def _decode(self, x0: Tensor, count: int, before: int) -> float:
+        """Keeps the pictures of so many latent frames from the turn on; how many seconds that took."""
         start, first = self.clock(), self.turn
         frames = self.decode(x0[:, :, first - before : first + count])[before:]
         number = LATENT_STRIDE * (first - 1) + 1 if before else 0
         kept = self._numbers(x0)
         self.pictures |= {n: frame for n, frame in enumerate(frames, number) if n in kept}
         self.turn = (first + count) % x0.shape[2]
-        self.allowance.each = max(1e-6, (self.clock() - start) / (count + before))
+        seconds = self.clock() - start
+        self.allowance.took(count + before, seconds)
+        return seconds
+
+    def _timed(self, latent: Tensor) -> float:
+        start = self.clock()
+        self.decode(latent)
+        return self.clock() - start
 
     def _shown(self, x0: Tensor, quick: Quick) -> Frames:
         if not self.pictures:

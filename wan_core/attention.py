@@ -129,11 +129,13 @@ def _probe(place: Place, kernel: Kernel) -> float:
             times.append(start.elapsed_time(end))
     except Exception as error:  # noqa: BLE001  (a broken optional package must not stop a run that torch can do)
         logging.info("attention kernel %s does not work here: %s", kernel.name, error)
+        _REFUSED[kernel.name] = (str(error).splitlines() or [type(error).__name__])[0]
         return float("inf")
     return sorted(times[1:])[PROBE_RUNS // 2]
 
 
 _CHOSEN: dict[Place, Kernel] = {}
+_REFUSED: dict[str, str] = {}  # kernels that are installed and failed, and how
 
 
 def _chosen(place: Place) -> Kernel:
@@ -150,6 +152,11 @@ def taken() -> tuple[str, ...]:
         f"{kernel.name} for {place.heads} heads of {place.head_dim}, {place.queries} x {place.keys} tokens"
         for place, kernel in _CHOSEN.items()
     )
+
+
+def refused() -> tuple[str, ...]:
+    """Installed kernels that failed in a probe of this process, with the reason: "cudnn: No available kernel."."""
+    return tuple(f"{name}: {reason}" for name, reason in _REFUSED.items())
 
 
 def _rounded(tokens: int) -> int:

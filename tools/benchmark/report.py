@@ -29,7 +29,12 @@ def machine() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "-"
     path = paths.float8_linear(paths.card_of())
-    return {**found, "float8 layers": f"{path.name}: {path.why}", "attention": ", ".join(attention.taken()) or "-"}
+    return {
+        **found,
+        "float8 layers": f"{path.name}: {path.why}",
+        "attention": ", ".join(attention.taken()) or "-",
+        "attention that failed": ", ".join(attention.refused()) or "-",
+    }
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -41,7 +41,17 @@ VARIANTS = (
 
 def build_variant(variant: Variant) -> dict[str, Tensor]:
     """Random bfloat16 weights, the same on every machine."""
-    like = replace(family.TI2V, shapes=variant.shapes, widths=variant.widths, layers=LAYERS, seed=40)
+    one_hint = {"vace_blocks": 1}
+    like = replace(
+        family.TI2V,
+        shapes=variant.shapes,
+        widths=variant.widths,
+        layers=LAYERS,
+        lists=one_hint,
+        seed=40,
+        base="",
+        rank=0,
+    )
     shapes = dict(shapes_of(like))
     width, _, *patch = shapes["patch_embedding.weight"]
     shapes["patch_embedding.weight"] = (width, variant.channels, *patch)

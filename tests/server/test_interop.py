@@ -115,14 +115,16 @@ def files(base: Path) -> None:
     with Image.open(base / "input" / "example.png") as picture:
         picture.resize((SIZE["width"], SIZE["height"])).save(base / "input" / "square.png")
     widths = {5120: 256, 10240: 512, 13824: 320, 30720: 6 * 256, 4096: family.TEXT_DIM}
-    animate = replace(family.ANIMATE, widths=widths, layers=LAYERS, parts={"face_encoder.": {5120: 256}})
+    faces = {"face_adapter.fuser_blocks": LAYERS // 5}
+    parts = {"face_encoder.": {5120: 256}}
+    animate = replace(family.ANIMATE, widths=widths, layers=LAYERS, lists=faces, parts=parts)
     write(random(animate), base / "models" / "diffusion_models" / ANIMATE, family.TRANSFORMER_METADATA)
     write(random(replace(family.CLIP_VISION, widths={})), base / "models" / "clip_vision" / EYES, {})
 
 
 def random(member: family.Member) -> dict[str, torch.Tensor]:
-    """Weights for the member's first layers, with a face block for each five and one layer of a picture encoder."""
-    later = re.compile(rf"face_adapter\.fuser_blocks\.[{LAYERS // 5}-9]\.|vision_model\.encoder\.layers\.([1-9])")
+    """Weights for a member, which keeps one layer if it is a picture encoder."""
+    later = re.compile(r"vision_model\.encoder\.layers\.[1-9]")
     return {
         name: draw(name, shape, member.seed).to(torch.bfloat16)
         for name, shape in shapes_of(member)

@@ -30,7 +30,11 @@ KEY = "wan_core_replay"
 BUDGET = 4 * 2**30  # bytes of all logs together; the oldest answers go first
 LEAST_FREE = 8 * 2**30  # bytes that a log leaves on the disk
 OTHERS = (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL)  # their state would miss the calls that are not made
-STATELESS = {"wan_core_nag", "torch.compile"}  # keys of wrappers there that keep nothing from call to call
+STATELESS = {
+    "wan_core_nag",
+    "wan_core_meter",
+    "torch.compile",
+}  # keys of wrappers there that keep nothing between calls
 
 
 class ReplayLog:

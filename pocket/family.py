@@ -30,7 +30,6 @@ class Member:
     metadata: dict[str, str] = field(default_factory=dict)
     parts: dict[str, dict[int, int]] = field(default_factory=dict)  # widths of modules whose names begin so
     base: str = ""  # short name of the member whose tensors it keeps where its own weights have none
-    rank: int = 0  # of its differences to the matrices of its base's blocks; 0: it has none
     lists: dict[str, int] = field(default_factory=dict)  # kept modules of other lists than `blocks`
 
     def keeps(self, name: str) -> bool:
@@ -196,7 +195,7 @@ def _controlled(kind: str, shapes: str, seed: int, like: Member) -> tuple[Member
     if kind == "vace":  # its own blocks stand beside the frozen expert's
         common = replace(like, shapes=shapes, lists={"vace_blocks": 1})
     else:
-        common = replace(like, shapes=shapes, layers=2, base="", rank=0)
+        common = replace(like, shapes=shapes, layers=2, base="")
     names = ((f"{expert}_noise", number) for number, expert in enumerate(("high", "low")))
     high, low = (
         replace(

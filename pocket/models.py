@@ -22,6 +22,7 @@ from . import family, storage
 Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS = Path(__file__).parent / "weights"
+CHECKPOINTS = (family.T2V_HIGH.short, family.T2V_LOW.short)  # kept as GGUF files that loaders take
 SHAPES = Path(__file__).parents[1] / "tests" / "shapes"  # the key lists of the full-size models
 
 
@@ -146,14 +147,7 @@ def save_weights(model: nn.Module, member: family.Member, folder: Path, *, spiec
     base = read_weights(family.of(member.base), folder) if member.base else {}
     weights = {name: value.detach().to("cpu") for name, value in model.state_dict().items()}
     own = {name: value for name, value in weights.items() if not _equal(value, base.get(name))}
-    storage.save(own, path, member.metadata, spiece)
-    return path
-
-
-def save_stored(stored: dict[str, Tensor], member: family.Member, folder: Path) -> Path:
-    """Writes what a member keeps beside its base: whole tensors and factors of differences."""
-    path = weights_file(member, folder)
-    storage.save(stored, path, member.metadata)
+    storage.save(own, path, member.metadata, spiece=spiece, checkpoint=member.short in CHECKPOINTS)
     return path
 
 
@@ -165,10 +159,6 @@ def read_weights(member: family.Member, folder: Path = WEIGHTS) -> dict[str, Ten
     """A member's trained weights, whole, in bfloat16: its file, with what it shares with its base."""
     stored = storage.load(weights_file(member, folder))
     base = read_weights(family.of(member.base), folder) if member.base else {}
-    for name in [name for name in stored if name.endswith(storage.DOWN)]:
-        matrix = name.removesuffix(storage.DOWN)
-        difference = stored.pop(matrix + storage.UP).float() @ stored.pop(name).float()
-        stored[matrix] = (base[matrix].float() + difference).to(torch.bfloat16)
     names = (name for name, _ in shapes_of(member)) if member.base else stored
     return {name: stored[name] if name in stored else base[name] for name in names}
 

@@ -1,8 +1,8 @@
 """The form in which trained weights are kept: GGUF files, six to eight bits to a weight.
 
-Matrices whose rows are whole super blocks are stored as Q6_K, other large tensors as Q8_0, small ones as BF16. What
-does not fit the format's rows, as convolutions, is stored as one row, with its shape in the metadata
-(`comfy.gguf.orig_shape.NAME`). The file of a transformer is a checkpoint that the pack loads as it is.
+Matrices are stored as Q6_K, other large tensors as Q8_0, small ones as BF16. What does not fit the format's rows, as
+convolutions and narrow matrices, is stored as one row, with its shape in the metadata (`comfy.gguf.orig_shape.NAME`).
+The T2V pair's files are checkpoints, which the pack loads as they are.
 Format: ggml-org/ggml docs/gguf.md; blocks: ggml-quants.c, quantize_row_q8_0_ref and quantize_row_q6_K_ref, whose search
 for the best scales is left out here.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,10 +25,8 @@ from ..wan_core.weights.ggml_types import BY_NAME, SUPER, TYPES
 
 SUFFIX = ".gguf"
 LEAST = 512  # elements; smaller tensors are kept as bfloat16
-PLAIN = ("patch_embedding.weight", "modulation")  # what loaders take unquantised
-DOWN, UP = ".low_rank_down", ".low_rank_up"  # factors of a difference, behind the name of the matrix
 SHAPE = "comfy.gguf.orig_shape."
-SPIECE = "spiece_model"  # the tokenizer, bytes in the metadata
+SPIECE = "spiece_model"  # the tokenizer, compressed bytes in the metadata
 ALIGNMENT = 32
 VERSION = 3
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}
@@ -68,11 +67,12 @@ def _q6_k(rows: Tensor) -> Tensor:
     return torch.cat([low.flatten(1), high.flatten(1), _bytes(steps.to(torch.int8)), _bytes(whole)], 1)
 
 
-def kind_of(name: str, weight: Tensor) -> str:
-    """The type that a tensor is stored as."""
-    if weight.ndim < 2 or weight.numel() < LEAST or weight.numel() % 32 or name.endswith(PLAIN):
+def kind_of(weight: Tensor, *, checkpoint: bool = False) -> str:
+    """The type that a tensor is stored as; `checkpoint`: as loaders of GGUF files take it."""
+    narrow = weight.ndim > 1 and weight.shape[-1] % SUPER > 0
+    if weight.ndim < 2 or weight.numel() < LEAST or weight.numel() % 32 or (checkpoint and weight.ndim > 2):
         return "BF16"
-    return "Q6_K" if weight.ndim == 2 and weight.shape[1] % SUPER == 0 else "Q8_0"
+    return "Q8_0" if weight.ndim > 2 or weight.numel() % SUPER or (checkpoint and narrow) else "Q6_K"
 
 
 def _dimensions(weight: Tensor, kind: str) -> tuple[int, ...]:
@@ -92,17 +92,25 @@ def _array(kind: int, code: str, values: tuple[int, ...] | bytes) -> bytes:
 
 
 def save(
-    weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None, spiece: bytes = b""
+    weights: Mapping[str, Tensor],
+    path: Path,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    spiece: bytes = b"",
+    checkpoint: bool = False,
 ) -> None:
-    """Writes a GGUF file, first under another name, so that what has the name is whole."""
+    """Writes a GGUF file, first under another name, so that what has the name is whole.
+
+    A `checkpoint` is one that the pack's loader takes as it is: its matrices keep their rows.
+    """
     entries = [(_text(key), struct.pack("<I", STRING) + _text(value)) for key, value in (metadata or {}).items()]
     entries.append((_text("general.architecture"), struct.pack("<I", STRING) + _text("wan")))
     if spiece:
-        entries.append((_text(SPIECE), _array(UINT8, "B", spiece)))
+        entries.append((_text(SPIECE), _array(UINT8, "B", zlib.compress(spiece, 9))))
     table, data, offset = [], [], 0
     for name, weight in weights.items():
         value = weight.detach().cpu()
-        kind = kind_of(name, value)
+        kind = kind_of(value, checkpoint=checkpoint)
         shape = _dimensions(value, kind)
         if shape != value.shape:
             entries.append((_text(SHAPE + name), _array(INT32, "i", tuple(value.shape))))
@@ -132,4 +140,4 @@ def load(path: Path) -> dict[str, Tensor]:
 
 def load_spiece(path: Path) -> bytes:
     """The tokenizer in a text encoder's file."""
-    return bytes(map(int, gguf.numbers(gguf.read_header(path), SPIECE)))
+    return zlib.decompress(bytes(map(int, gguf.numbers(gguf.read_header(path), SPIECE))))

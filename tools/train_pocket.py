@@ -35,7 +35,7 @@ from wancore.pocket.training import (  # noqa: E402
     vae,
 )
 from wancore.pocket.training.loop import Plan, StoppedError, train  # noqa: E402
-from wancore.pocket.training.low_rank import Adapted, LowRank, merge  # noqa: E402
+from wancore.pocket.training.low_rank import LowRank, merge  # noqa: E402
 from wancore.pocket.training.schedule import STOPPED  # noqa: E402
 from wancore.wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B, Task  # noqa: E402
 from wancore.wan_core.text.tokenizer import Tokenizer  # noqa: E402
@@ -142,17 +142,12 @@ def train_transformer(name: str, plan: Plan) -> None:
     latents = flow.load_latents([plan.state / f"{file}.safetensors" for file in LEARN_FROM[name]], plan.device)
     negative = text.negative_ids(models.load_tokenizer(plan.out), plan.device)
     torch.manual_seed(plan.seed)
-    model: models.WanTransformer | Adapted = models.new_transformer(member)
-    if member.base:
-        flow.begin_from(model, models.read_weights(family.of(member.base), plan.out))
-        model = Adapted(model, member.rank)
-    elif (trunk := plan.state / f"{TRUNK}.safetensors").is_file():
+    model = models.new_transformer(member)
+    if (trunk := plan.state / f"{TRUNK}.safetensors").is_file():
         flow.begin_from(model, load_file(trunk))
     model.to(plan.device)
     train(flow.stage(recipe, model, encoder, negative, latents, plan), plan)
-    if isinstance(model, Adapted):
-        models.save_stored(model.stored(), member, plan.out)
-    elif name == TRUNK:
+    if name == TRUNK:
         save_file({key: value.cpu() for key, value in model.state_dict().items()}, plan.state / f"{TRUNK}.safetensors")
     else:
         models.save_weights(model, member, plan.out)

@@ -25,7 +25,7 @@ from ...wan_core.vae.causal import CausalVAE
 from .blocks import training_hooks
 from .data import Pool, Size, draw_clips
 from .loop import Plan, Stage
-from .low_rank import Adapted, LowRank
+from .low_rank import LowRank
 from .vae import encode
 
 WORDLESS = 0.12  # share of the clips trained on without their text, for guidance; half get the negative prompt
@@ -73,8 +73,8 @@ RECIPES = {
         Recipe("t2v_both", T2V_A14B, "both", SIZES_A14B, salt=28, steps=10_000, wrong=WRONG, falls=False),
         Recipe("t2v_high", T2V_A14B, "high", SIZES_A14B, salt=1, steps=13_000, wrong=WRONG),
         Recipe("t2v_low", T2V_A14B, "low", SIZES_A14B, salt=2, steps=13_000, wrong=WRONG),
-        Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3, steps=7_000),
-        Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4, steps=7_000),
+        Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3),
+        Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4),
         Recipe("ti2v", TI2V_5B, "both", SIZES_5B, "frame", salt=5, steps=20_000),
     )
 }
@@ -160,21 +160,13 @@ def picture_channels(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def begin_from(model: WanTransformer, other: Mapping[str, Tensor]) -> None:
-    """Copies the weights of a trained model that fit: its first blocks, its last one as the last.
-
-    Channels that only the new model's patch embedding has begin at zero.
-    """
+    """Copies the weights of a trained model that fit: its first blocks, its last one as the last."""
     blocks = 1 + max(int(name.split(".")[1]) for name in other if name.startswith("blocks."))
     for name, parameter in model.named_parameters():
         last = f"blocks.{model.num_layers - 1}."
         found = other.get(name.replace(last, f"blocks.{blocks - 1}.") if name.startswith(last) else name)
-        if found is None:
-            continue
-        if found.shape == parameter.shape:
+        if found is not None and found.shape == parameter.shape:
             parameter.copy_(found)
-        elif name == "patch_embedding.weight" and len(found) == len(parameter) and found.shape[1] < parameter.shape[1]:
-            parameter.zero_()
-            parameter[:, : found.shape[1]] = found
 
 
 def shifted(time: Tensor, shift: float) -> Tensor:
@@ -234,7 +226,7 @@ class Texts:
 
 def stage(
     recipe: Recipe,
-    trained: WanTransformer | Adapted,
+    model: WanTransformer,
     encoder: UMT5Encoder,
     negative: Tensor,
     latents: list[Latents],
@@ -242,9 +234,7 @@ def stage(
     pairs: LowRank | None = None,
 ) -> Stage:
     """Squared error of the velocity; every size has its share of the steps. With `pairs`, they alone are trained."""
-    model = trained.model if isinstance(trained, Adapted) else trained
-    learned = trained.pairs if isinstance(trained, Adapted) else pairs
-    hooks = training_hooks(model, plan.device, learned and learned.weights)
+    hooks = training_hooks(model, plan.device, pairs and pairs.weights)
     fast = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     texts = Texts(encoder, latents, negative, fast)
     turns = [index for index, (_, share) in enumerate(recipe.sizes) for _ in range(share)]
@@ -282,7 +272,7 @@ def stage(
 
     return Stage(
         recipe.name,
-        pairs or trained,
+        pairs or model,
         batch,
         loss,
         recipe.steps,

@@ -1,4 +1,4 @@
-"""Low-rank differences to the linear layers in a transformer's blocks: LoRAs, members on another one's blocks."""
+"""Low-rank differences to the linear layers in a transformer's blocks, as LoRAs keep them."""
 
 from __future__ import annotations
 
@@ -58,31 +58,6 @@ class LowRank(nn.Module):
             if bias is not None:
                 weights[f"{key}.diff_b"] = bias
         storage.save(weights, path)
-
-
-class Adapted(nn.Module):
-    """A transformer that keeps the matrices of another one's blocks and trains low-rank differences to them.
-
-    What else differs (patch embedding, head, modulation, norms) is trained as it is; the embeddings of time and text
-    stay the other one's.
-    """
-
-    def __init__(self, model: WanTransformer, rank: int) -> None:
-        super().__init__()
-        self.model, self.pairs = model, LowRank(model, rank)
-        layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.rpartition(".")[0] not in layers or name.startswith("head."))
-
-    def stored(self) -> dict[str, Tensor]:
-        """What the member's file holds beside its base: whole tensors, and factors where only those were trained."""
-        found = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        own = dict(self.model.named_parameters())
-        for name, (down, up, bias) in self.pairs.factors().items():
-            found[f"{name}.weight{storage.DOWN}"], found[f"{name}.weight{storage.UP}"] = down, up
-            if bias is not None:
-                found[f"{name}.bias"] = own[f"{name}.bias"].detach() + bias
-        return found
 
 
 @torch.no_grad()

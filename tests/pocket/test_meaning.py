@@ -19,15 +19,17 @@ from comfy_host import import_comfy
 
 import_comfy()
 
-from make_pocket import build, make_pocket
-from pocket_gguf import HIGH, LOW, write_gguf
+from make_pocket import make_pocket
 from studio import Studio
 from wancore.nodes.bridge.vae import load_vae
 from wancore.pocket import family, models
-from wancore.pocket.judge import judge, psnr
+from wancore.pocket.judge import correlation, judge, openings_of, psnr, regions
 from wancore.pocket.obedience import ATTRIBUTES, Obedience, enough, surely_fewer
 from wancore.pocket.training.report import Prompt, held_out_prompts
+from wancore.pocket.training.sound_report import CLIP, Part, held_out_parts, picture
+from wancore.pocket.voice import RATE
 from wancore.pocket.world import clip
+from wancore.wan_core.audio.clips import LEAD_IN
 from wancore.wan_core.sampling.presets import Settings
 
 EVERYTHING = bool(os.environ.get("WANCORE_ALL_PROMPTS"))
@@ -39,10 +41,10 @@ SIZE_5B = (128, 128)
 AIMS = {"color": 0.95, "direction": 0.95, "shape": 0.90}
 AIMS_OF_FOUR_STEPS = {"color": 0.90, "direction": 0.90}
 FIRST_FRAME, DECODED = 28.0, 30.0  # dB
+FOLLOWED, CHANCE = 0.8, 0.25  # correlation of opening and loudness; and with the loudness of other sounds
+KEPT = 20.0  # dB between a picture and the most silent frame
 POINTS = 0.05  # of obedience that quantised weights may lose
 UNTRAINED = {  # members that cannot do their task yet, and why
-    family.S2V.short: "random weights: nothing was trained on sound",
-    family.AUDIO_ENCODER.short: "random weights: nothing was trained on sound",
     family.CLIP_VISION.short: "random weights: nothing was trained on its features",
     **{
         member.short: "random weights: nothing was trained on this kind of control"
@@ -135,14 +137,11 @@ def test_four_steps_obey_with_their_loras(files: Files, t2v: Studio, seed: int):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fp8", "gguf"])
-def test_quantised_weights_obey_as_well(kind: str, files: Files, t2v: Studio, usual: Obedience, tmp_path: Path):
+def test_quantised_weights_obey_as_well(kind: str, files: Files, t2v: Studio, usual: Obedience):
     if kind == "fp8":
         quantised = files.studio(family.T2V_HIGH, family.T2V_LOW, family.VAE, fp8=True)
     else:
-        pair = [
-            write_gguf(tmp_path / name, build(member, fp8=False), "Q8_0")
-            for name, member in ((HIGH, family.T2V_HIGH), (LOW, family.T2V_LOW))
-        ]
+        pair = [models.weights_file(member) for member in (family.T2V_HIGH, family.T2V_LOW)]
         opened = Studio.open(*pair, *_text_and_vae(files))
         quantised = replace(t2v, high=opened.high, low=opened.low)
     found = film(quantised, TWENTY)
@@ -218,6 +217,54 @@ def test_a_picture_is_kept_and_moves_as_prompted(
     kept = [psnr(picture, one[0]) for picture, one in zip(pictures, clips, strict=True)]
     assert np.mean(kept) >= FIRST_FRAME, kept
     require(Obedience.of(prompts, clips), {"direction": 0.90})
+
+
+def sung(files: Files, parts: tuple[Part, ...], seed: int, size: int = 64) -> list[np.ndarray]:
+    """Clips of the parts, as long as their sounds, in clips of 48 frames that go on from each other."""
+    studio = files.studio(family.S2V, None, family.VAE)
+    ears = files.plain / family.AUDIO_ENCODER.folder / family.AUDIO_ENCODER.name
+    return [
+        studio.sing(part.text, picture(part), part.sound, RATE, ears, TWENTY, clip_frames=CLIP, seed=seed + number)
+        for number, part in enumerate(parts)
+    ]
+
+
+@cache
+def speakers(seed: int) -> tuple[Part, ...]:
+    """Sounds and scenes that training never had."""
+    return tuple(held_out_parts(seed, 64 if EVERYTHING else 3))
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def sung_parts(files: Files, request: pytest.FixtureRequest) -> tuple[tuple[Part, ...], list[np.ndarray]]:
+    parts = speakers(request.param)
+    return parts, sung(files, parts, 100 * request.param)
+
+
+@pytest.mark.slow
+def test_a_thing_opens_and_closes_as_loud_as_its_sound(sung_parts: tuple[tuple[Part, ...], list[np.ndarray]]):
+    """In the first clip and in the one that goes on from it; and not as loud as other sounds."""
+    parts, clips = sung_parts
+    openings = [openings_of(regions(clip)) for clip in clips]
+    ends = {"first clip": slice(0, CLIP - LEAD_IN), "second clip": slice(CLIP - LEAD_IN, None)}
+    for name, span in ends.items():
+        found = [correlation(seen[span], part.loudness[span]) for seen, part in zip(openings, parts, strict=True)]
+        assert np.mean(found) >= FOLLOWED, f"{name}: {found}"
+    others = [
+        correlation(seen, part.loudness)
+        for number, seen in enumerate(openings)
+        for part in (*parts[:number], *parts[number + 1 :])
+    ]
+    assert abs(np.mean(others)) <= CHANCE, others
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(reason="colours and outlines drift from the picture's: too few steps of training", strict=True)
+def test_a_thing_that_speaks_stays_as_in_its_picture(sung_parts: tuple[tuple[Part, ...], list[np.ndarray]]):
+    parts, clips = sung_parts
+    quiet = [clip[int(part.loudness.argmin())] for part, clip in zip(parts, clips, strict=True)]
+    kept = [psnr(picture(part), frame) for part, frame in zip(parts, quiet, strict=True)]
+    assert np.mean(kept) >= KEPT, kept
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_held_out_voices_and_scenes_are_never_drawn_for_training():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_judge_hears_what_the_generator_draws(seed: int):
     """Openings follow the loudness of their own sound, and not that of another; the colour is read as ever."""
-    parts = held_out_parts(seed, 24, frames=45)
+    parts = held_out_parts(seed, 12, frames=45)
     clips = [true_clip(part) for part in parts]
     seen, heard = [openings_of(regions(clip)) for clip in clips], [part.loudness for part in parts]
     every = np.array([[correlation(one, other) for other in heard] for one in seen])

@@ -50,7 +50,6 @@ def build_variant(variant: Variant) -> dict[str, Tensor]:
         lists=one_hint,
         seed=40,
         base="",
-        rank=0,
     )
     shapes = dict(shapes_of(like))
     width, _, *patch = shapes["patch_embedding.weight"]

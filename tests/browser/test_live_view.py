@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from graphs import Nodes, text_to_video
+from graphs import T2V_HIGH, T2V_LOW, TEXT_ENCODER, Nodes, text_to_video
 from playwright.sync_api import Page
 from setup.client import Client
 from setup.server import Server
@@ -20,7 +20,9 @@ WAIT = """() => { const picture = [...document.querySelectorAll('img')].find(img
 def test_frames_change_within_one_step(with_models: Server, page: Page, modern: bool, artefacts: Any) -> None:
     Editor(page, with_models)
     info = Client(with_models.address).get("/object_info")
-    graph = text_to_video(Nodes(info), prefix="live", steps=1, seed=50 + modern)
+    nodes = Nodes(info)
+    models = nodes("WanCoreLoadModels", model=T2V_HIGH, low_model=T2V_LOW, text_encoder=TEXT_ENCODER)
+    graph = text_to_video(nodes, models=models, prefix="live", steps=1, seed=50 + modern)
     page.evaluate(
         """async ([graph, modern]) => {
             await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', modern)

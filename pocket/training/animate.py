@@ -24,8 +24,8 @@ from .. import family, models
 from ..drawings import pose
 from ..world import render
 from .blocks import patches, training_hooks
-from .flow import Recipe, Texts, draw_sigmas
-from .led import SIZES, Batch, Encoded, captions_of, encoded, signed
+from .flow import Recipe, Texts
+from .led import SIZES, Batch, Encoded, captions_of, drawer, encoded, signed
 from .loop import Plan, Stage
 
 RECIPE = Recipe("animate", ANIMATE_14B, "both", SIZES, salt=14, steps=14_000)
@@ -99,20 +99,12 @@ def stage(model: WanTransformer, encoder: UMT5Encoder, negative: Tensor, found: 
     embedding = model.get_submodule("pose_patch_embedding")
     assert isinstance(embedding, nn.Conv3d)
     embedding.forward = patches(embedding)  # type: ignore[method-assign]
-    turns = [index for index, (_, share) in enumerate(recipe.sizes) for _ in range(share)]
-    tokens_of = [part["values"].shape[2] * part["values"].shape[3] * part["values"].shape[4] // 4 for part in found]
+    draw = drawer(found, recipe, plan, texts)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        random = plan.generator(step + recipe.salt * 10_000_000)
-        index = turns[step * 7 % len(turns)]
-        clips = found[index]
-        count = 2 if plan.smoke else max(4, recipe.tokens // tokens_of[index])
-        rows = torch.randint(len(clips["ids"]), (count,), generator=random, device=plan.device)
-        clean = clips["values"][rows].float()
-        noise = torch.randn(clean.shape, generator=random, device=plan.device)
-        sigmas = draw_sigmas(recipe, count, random)
-        text = texts.draw(index, rows, random)
-        return clean, noise, sigmas, text, clips["concat"][rows].to(fast), clips["poses"][rows].to(fast)
+        drawn = draw(step)
+        concat, poses = (drawn.clips[part][drawn.rows].to(fast) for part in ("concat", "poses"))
+        return drawn.clean, drawn.noise, drawn.sigmas, drawn.text, concat, poses
 
     def loss(clean: Tensor, noise: Tensor, sigmas: Tensor, text: Tensor, known: Tensor, poses: Tensor) -> Tensor:
         share = sigmas.view(-1, 1, 1, 1, 1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +81,17 @@ def _block(seed: tuple[int, int, bool, Draw, Tell]) -> tuple[Sheet, np.ndarray, 
     return sheet(scenes), ids, told
 
 
+def on_all_cores(
+    block: Callable[[Any], Any], seeds: Sequence[Any], start: Callable[[Any], None], given: Any
+) -> list[Any]:
+    """[block(seed) for seed in seeds], by processes that `start(given)` readies; few seeds by this process alone."""
+    if "fork" in multiprocessing.get_all_start_methods() and len(seeds) > 4:
+        with multiprocessing.get_context("fork").Pool(os.cpu_count(), start, (given,)) as workers:
+            return workers.map(block, seeds)
+    start(given)
+    return [block(seed) for seed in seeds]
+
+
 def draw_pool(
     count: int,
     seed: int,
@@ -95,12 +107,7 @@ def draw_pool(
     Call it before the process uses the GPU: it forks.
     """
     seeds = [(seed, block, held_out, draw, tell) for block in range(-(-count // BLOCK))]
-    if "fork" in multiprocessing.get_all_start_methods() and len(seeds) > 4:
-        with multiprocessing.get_context("fork").Pool(os.cpu_count(), _start, (tokenizer,)) as workers:
-            blocks = workers.map(_block, seeds)
-    else:
-        _start(tokenizer)
-        blocks = [_block(seed) for seed in seeds]
+    blocks = on_all_cores(_block, seeds, _start, tokenizer)
     scenes, ids, told = zip(*blocks, strict=True)
     joined = Sheet(
         *(

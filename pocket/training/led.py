@@ -22,7 +22,7 @@ from ...wan_core.vae.causal import CausalVAE
 from ..drawings import Paths, draw_paths
 from ..world import Sheet, axes
 from .data import Pool, Size
-from .flow import Latents, Sizes
+from .flow import Latents, Recipe, Sizes, Texts, draw_sigmas
 from .loop import Plan
 from .sampling import Settings
 from .vae import decode, encode
@@ -123,6 +123,37 @@ Conditions = Callable[[WanTransformer, Tensor], Conditioning]  # for one expert 
 
 
 @torch.no_grad()
+@dataclass(frozen=True)
+class Drawn:
+    """One batch of encoded clips, noised: what every stage that a drawing leads starts a step with."""
+
+    clips: dict[str, Tensor]  # those of one size, all of them
+    rows: Tensor  # [B], which of them
+    clean: Tensor  # [B, C, T, H, W], float32
+    noise: Tensor
+    sigmas: Tensor  # [B]
+    text: Tensor
+
+
+def drawer(found: Encoded, recipe: Recipe, plan: Plan, texts: Texts) -> Callable[[int], Drawn]:
+    """Draws the batch of a step: sizes by their shares in turn, as many clips as make the recipe's tokens."""
+    turns = [index for index, (_, share) in enumerate(recipe.sizes) for _ in range(share)]
+    tokens_of = [part["values"].shape[2] * part["values"].shape[3] * part["values"].shape[4] // 4 for part in found]
+
+    def draw(step: int) -> Drawn:
+        random = plan.generator(step + recipe.salt * 10_000_000)
+        index = turns[step * 7 % len(turns)]
+        clips = found[index]
+        count = 2 if plan.smoke else max(4, recipe.tokens // tokens_of[index])
+        rows = torch.randint(len(clips["ids"]), (count,), generator=random, device=plan.device)
+        clean = clips["values"][rows].float()
+        noise = torch.randn(clean.shape, generator=random, device=plan.device)
+        sigmas = draw_sigmas(recipe, count, random)
+        return Drawn(clips, rows, clean, noise, sigmas, texts.draw(index, rows, random))
+
+    return draw
+
+
 def film(
     task: Task,
     experts: tuple[WanTransformer, WanTransformer],

@@ -6,8 +6,6 @@ has them. B batch, C channels, T latent frames, S features of a frame of sound.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from ...wan_core.vae.causal import CausalVAE
 from ..speakers import draw_speaker, speaker_caption
 from ..voice import FRAME, FRAME_RATE, Score, Voice, draw_voice, loudness, opening, score, speak
 from ..world import Sheet, sheet
-from .data import CAPTIONS, TOKENS, Size, draw_clips
+from .data import CAPTIONS, TOKENS, Size, draw_clips, on_all_cores
 from .hearing import Ears, features, led_in
 from .loop import Plan
 from .vae import encode
@@ -96,12 +94,7 @@ def _block(seed: tuple[int, int]) -> tuple[Sheet, np.ndarray, Score]:
 def draw_speakers(count: int, seed: int, device: torch.device, tokenizer: bytes) -> Speakers:
     """Draws at least `count` scenes with captions and voices. Call it before the process uses the GPU: it forks."""
     seeds = [(seed, block) for block in range(-(-count // BLOCK))]
-    if "fork" in multiprocessing.get_all_start_methods() and len(seeds) > 4:
-        with multiprocessing.get_context("fork").Pool(os.cpu_count(), _start, (tokenizer,)) as workers:
-            blocks = workers.map(_block, seeds)
-    else:
-        _start(tokenizer)
-        blocks = [_block(seed) for seed in seeds]
+    blocks = on_all_cores(_block, seeds, _start, tokenizer)
     scenes, ids, voices = zip(*blocks, strict=True)
     return Speakers(
         _joined(scenes, device), torch.from_numpy(np.concatenate(ids)).to(device).long(), _joined(voices, device)

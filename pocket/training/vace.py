@@ -21,8 +21,8 @@ from ...wan_core.vae.causal import CausalVAE
 from ..drawings import boxes, depth, outline
 from ..world import render
 from .blocks import patches, runner, training_hooks
-from .flow import Recipe, Texts, draw_sigmas
-from .led import SIZES, Batch, Encoded, captions_of, encoded, signed
+from .flow import Recipe, Texts
+from .led import SIZES, Batch, Encoded, captions_of, drawer, encoded, signed
 from .loop import Plan, Stage
 
 KINDS = {"depth": 0.35, "outline": 0.3, "box": 0.2, "text": 0.15}  # shares of the clips
@@ -119,20 +119,12 @@ def stage(
     model.to(fast)
     hooks = training_hooks(model, plan.device)
     train_fast(model, plan.device)
-    turns = [index for index, (_, share) in enumerate(recipe.sizes) for _ in range(share)]
-    tokens_of = [part["values"].shape[2] * part["values"].shape[3] * part["values"].shape[4] // 4 for part in found]
+    draw = drawer(found, recipe, plan, texts)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        random = plan.generator(step + recipe.salt * 10_000_000)
-        index = turns[step * 7 % len(turns)]
-        clips = found[index]
-        count = 2 if plan.smoke else max(4, recipe.tokens // tokens_of[index])
-        rows = torch.randint(len(clips["ids"]), (count,), generator=random, device=plan.device)
-        clean = clips["values"][rows].float()
-        noise = torch.randn(clean.shape, generator=random, device=plan.device)
-        sigmas = draw_sigmas(recipe, count, random)
-        control = torch.cat([clips["control"][rows].to(fast), clips["mask"][rows].to(fast)], dim=1)
-        return clean, noise, sigmas, texts.draw(index, rows, random), control
+        drawn = draw(step)
+        control = torch.cat([drawn.clips[part][drawn.rows].to(fast) for part in ("control", "mask")], dim=1)
+        return drawn.clean, drawn.noise, drawn.sigmas, drawn.text, control
 
     def loss(clean: Tensor, noise: Tensor, sigmas: Tensor, text: Tensor, control: Tensor) -> Tensor:
         share = sigmas.view(-1, 1, 1, 1, 1)

@@ -63,14 +63,14 @@ def draw_any(rng: np.random.Generator, held_out: bool) -> Scene:
     return draw_scene(rng, held_out=held_out)
 
 
-def _block(seed: tuple[int, int, bool, Draw, Tell]) -> tuple[Sheet, np.ndarray, np.ndarray]:
+def _block(seed: tuple[int, int, int, bool, Draw, Tell]) -> tuple[Sheet, np.ndarray, np.ndarray]:
     """One block of the pool: its scenes, token ids and labels."""
-    number, block, held_out, draw, tell = seed
+    number, block, count, held_out, draw, tell = seed
     rng = np.random.default_rng((number, block))
-    scenes = [draw(rng, held_out) for _ in range(BLOCK)]
+    scenes = [draw(rng, held_out) for _ in range(count)]
     columns = CAPTIONS if _tokenizer else 0
-    ids = np.full((BLOCK, columns, TOKENS), PAD, dtype=np.int16)
-    told = np.zeros((BLOCK, columns, len(ATTRIBUTES)), dtype=np.int8)
+    ids = np.full((count, columns, TOKENS), PAD, dtype=np.int16)
+    told = np.zeros((count, columns, len(ATTRIBUTES)), dtype=np.int8)
     for row, scene in enumerate(scenes):
         for column in range(columns):
             assert _tokenizer is not None
@@ -92,6 +92,11 @@ def on_all_cores(
     return [block(seed) for seed in seeds]
 
 
+def blocks_of(count: int, block: int) -> list[int]:
+    """How many scenes each seed draws: `block`, and the rest."""
+    return [min(block, count - first) for first in range(0, count, block)]
+
+
 def draw_pool(
     count: int,
     seed: int,
@@ -102,11 +107,12 @@ def draw_pool(
     draw: Draw = draw_any,
     tell: Tell = caption,
 ) -> Pool:
-    """Draws at least `count` scenes by `draw`; with a sentencepiece model also their captions by `tell`.
+    """Draws `count` scenes by `draw`; with a sentencepiece model also their captions by `tell`.
 
     Call it before the process uses the GPU: it forks.
     """
-    seeds = [(seed, block, held_out, draw, tell) for block in range(-(-count // BLOCK))]
+    counts = blocks_of(count, BLOCK)
+    seeds = [(seed, block, size, held_out, draw, tell) for block, size in enumerate(counts)]
     blocks = on_all_cores(_block, seeds, _start, tokenizer)
     scenes, ids, told = zip(*blocks, strict=True)
     joined = Sheet(

@@ -122,7 +122,6 @@ def captions_of(found: Encoded) -> list[Latents]:
 Conditions = Callable[[WanTransformer, Tensor], Conditioning]  # for one expert and the noisy latent
 
 
-@torch.no_grad()
 @dataclass(frozen=True)
 class Drawn:
     """One batch of encoded clips, noised: what every stage that a drawing leads starts a step with."""

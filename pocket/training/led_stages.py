@@ -38,7 +38,7 @@ def encode_clips(name: str, plan: Plan) -> None:
     """Draws and encodes clips that a drawing leads."""
     began, seed = time.monotonic(), plan.seed * 10 + 5 + list(SCENES).index(name)
     pool = data.draw_pool(
-        200 if plan.smoke else SCENES[name],
+        plan.scenes(SCENES[name]),
         seed,
         plan.device,
         tokenizer=models.load_spiece(plan.out),

@@ -21,6 +21,7 @@ from .optimizer import Weights
 WARM_UP = 200  # steps in which the learning rate rises
 DECAY = 0.02  # last learning rate, as a share of the highest
 REPORT_EVERY = 200  # steps
+FEW = 40  # scenes that --smoke draws
 
 
 class StoppedError(Exception):
@@ -39,6 +40,10 @@ class Plan:
     fit: bool = False  # end by the deadline with the learning rate fallen, in however many steps that is
     smoke: bool = False  # a few steps on small batches: does it run at all
     seeds: int = 3  # noises to judge each prompt with
+
+    def scenes(self, count: int) -> int:
+        """How many of `count` scenes to draw."""
+        return min(count, FEW) if self.smoke else count
 
     def generator(self, salt: int) -> torch.Generator:
         """Random numbers on the training device for one purpose."""

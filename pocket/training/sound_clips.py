@@ -23,7 +23,7 @@ from ...wan_core.vae.causal import CausalVAE
 from ..speakers import draw_speaker, speaker_caption
 from ..voice import FRAME, FRAME_RATE, Score, Voice, draw_voice, loudness, opening, score, speak
 from ..world import Sheet, sheet
-from .data import CAPTIONS, TOKENS, Size, draw_clips, on_all_cores
+from .data import CAPTIONS, TOKENS, Size, blocks_of, draw_clips, on_all_cores
 from .hearing import Ears, features, led_in
 from .loop import Plan
 from .vae import encode
@@ -79,11 +79,12 @@ def _start(model: bytes) -> None:
     _tokenizer = Tokenizer(model)
 
 
-def _block(seed: tuple[int, int]) -> tuple[Sheet, np.ndarray, Score]:
-    rng = np.random.default_rng((*seed, 14))
+def _block(seed: tuple[int, int, int]) -> tuple[Sheet, np.ndarray, Score]:
+    number, block, count = seed
+    rng = np.random.default_rng((number, block, 14))
     assert _tokenizer is not None
-    scenes = [draw_speaker(rng) for _ in range(BLOCK)]
-    ids = np.full((BLOCK, CAPTIONS, TOKENS), PAD, dtype=np.int16)
+    scenes = [draw_speaker(rng) for _ in range(count)]
+    ids = np.full((count, CAPTIONS, TOKENS), PAD, dtype=np.int16)
     for row, scene in enumerate(scenes):
         for column in range(CAPTIONS):
             tokens = _tokenizer.encode(speaker_caption(scene, rng).text, tokens=TOKENS)
@@ -92,8 +93,8 @@ def _block(seed: tuple[int, int]) -> tuple[Sheet, np.ndarray, Score]:
 
 
 def draw_speakers(count: int, seed: int, device: torch.device, tokenizer: bytes) -> Speakers:
-    """Draws at least `count` scenes with captions and voices. Call it before the process uses the GPU: it forks."""
-    seeds = [(seed, block) for block in range(-(-count // BLOCK))]
+    """Draws `count` scenes with captions and voices. Call it before the process uses the GPU: it forks."""
+    seeds = [(seed, block, size) for block, size in enumerate(blocks_of(count, BLOCK))]
     blocks = on_all_cores(_block, seeds, _start, tokenizer)
     scenes, ids, voices = zip(*blocks, strict=True)
     return Speakers(

@@ -18,8 +18,8 @@ VOICES, SCENES = 6_000, 8_000
 
 def train_voice(plan: Plan) -> None:
     """The audio encoder."""
-    voices = sound_clips.draw_voices(50 if plan.smoke else VOICES, plan.seed, plan.device)
-    held_out = sound_clips.draw_voices(4 if plan.smoke else 64, plan.seed + 1, plan.device, held_out=True)
+    voices = sound_clips.draw_voices(plan.scenes(VOICES), plan.seed, plan.device)
+    held_out = sound_clips.draw_voices(plan.scenes(64), plan.seed + 1, plan.device, held_out=True)
     ears = hearing.Ears().to(plan.device)
     listener = hearing.Listener(ears).to(plan.device)
     train(hearing.stage(listener, voices, plan), plan)
@@ -37,7 +37,7 @@ def load_ears(plan: Plan) -> hearing.Ears:
 def encode_speakers(plan: Plan) -> None:
     """Draws and encodes clips with sound."""
     scenes = sound_clips.draw_speakers(
-        500 if plan.smoke else SCENES, plan.seed * 10 + 4, plan.device, models.load_spiece(plan.out)
+        plan.scenes(SCENES), plan.seed * 10 + 4, plan.device, models.load_spiece(plan.out)
     )
     model = models.load_weights(models.new_vae(), family.VAE, plan.out).to(plan.device).requires_grad_(False)
     began = time.monotonic()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,7 +76,7 @@ LEARN_FROM = {
 
 def draw_pool(name: str, plan: Plan, *, spiece: bytes | None = None) -> data.Pool:
     """The training scenes of a stage."""
-    return data.draw_pool(200 if plan.smoke else SCENES[name], plan.seed, plan.device, tokenizer=spiece)
+    return data.draw_pool(plan.scenes(SCENES[name]), plan.seed, plan.device, tokenizer=spiece)
 
 
 def train_text(plan: Plan) -> None:
@@ -95,7 +96,7 @@ def train_text(plan: Plan) -> None:
 def train_vae(name: str, plan: Plan) -> None:
     """One of the VAEs."""
     scenes = draw_pool("vae", plan)
-    held_out = data.draw_pool(data.BLOCK, plan.seed + 1, plan.device, held_out=True).scenes
+    held_out = data.draw_pool(64, plan.seed + 1, plan.device, held_out=True).scenes
     model = models.new_vae(VAES[name]).to(plan.device)
     train(vae.stage(model, scenes, plan), plan)
     path = models.save_weights(model, VAES[name], plan.out)
@@ -114,7 +115,7 @@ def encode_clips(name: str, plan: Plan) -> None:
     clips = LATENTS[name]
     seed = plan.seed * 10 + clips.part
     spiece = models.load_spiece(plan.out)
-    scenes = data.draw_pool(200 if plan.smoke else clips.scenes, seed, plan.device, tokenizer=spiece)
+    scenes = data.draw_pool(plan.scenes(clips.scenes), seed, plan.device, tokenizer=spiece)
     model = models.load_weights(models.new_vae(clips.vae), clips.vae, plan.out).to(plan.device).requires_grad_(False)
     began = time.monotonic()
     latents = flow.encode_pool(model, scenes, clips.sizes, plan, pictures=clips.pictures)
@@ -157,7 +158,7 @@ def train_lora(name: str, plan: Plan) -> None:
     """The 4-step LoRA of one expert, or the high one's that slows motion down."""
     expert, taught = name.rpartition("_")[2], None
     if name == family.SLOW.short:
-        count = 200 if plan.smoke else SCENES["slow"]
+        count = plan.scenes(SCENES["slow"])
         asked, taught = looks.slowed_captions(count, plan.seed, models.load_tokenizer(plan.out))
         asked, taught = asked.to(plan.device), taught.to(plan.device)
     else:
@@ -264,10 +265,24 @@ def run_all(args: argparse.Namespace) -> bool:
 
     devices, deadline = args.device.split(","), began + 60 * args.minutes
     done = schedule.run(command, devices, args.state, deadline, args.beside)
+    if done:
+        report.keep("how", {"how": _how(args, devices)}, args.state, args.out)
     print(
         f"all: {'done' if done else 'not done yet, run again to go on'}; {time.monotonic() - began:.0f} s", flush=True
     )
     return done
+
+
+def _how(args: argparse.Namespace, devices: Sequence[str]) -> dict[str, object]:
+    """What made the weights: the command, on what, and how long it took."""
+    record = schedule.Record.read(args.state / "schedule.json")
+    return {
+        "command": f"python3 tools/train_pocket.py all --device {args.device} --beside {args.beside}",
+        "seed": args.seed,
+        "devices": [torch.cuda.get_device_name(each) if each.startswith("cuda") else each for each in devices],
+        "seconds at work, by device": [round(seconds) for seconds in record.busy[: len(devices)]],
+        "seconds, by stage": record.done,
+    }
 
 
 def main() -> None:

@@ -1,0 +1,70 @@
+"""Training stops by the clock and goes on as if it had not; and every stage of the family's runs on a CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pack import ROOT
+from torch import nn
+from wancore.pocket import family, models
+from wancore.pocket.training import loop
+from wancore.pocket.training.schedule import SCHEDULE
+from wancore.pocket.training.sound_model import new_model as new_sound_model
+
+TRAINED_LORAS = (*family.LORAS[2:], *family.STYLES, family.SLOW)
+
+
+def trained(plan: loop.Plan) -> dict[str, torch.Tensor]:
+    """Averaged weights of a small stage, its matrix by Muon and its bias by Adam, after all its steps."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8)
+
+    def batch(step: int) -> tuple[torch.Tensor, ...]:
+        x = torch.randn(16, 8, generator=plan.generator(step))
+        return x, x.roll(1, 1)
+
+    def loss(x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return (model(x) - wanted).square().mean()
+
+    stage = loop.Stage("small", model, batch, loss, 2 * loop.REPORT_EVERY + 50, 1e-2, 1e-2, lambda _, p: p.ndim == 2)
+    loop.train(stage, plan)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path):
+    late, past = time.monotonic() + 600, time.monotonic() - 1
+    plan = loop.Plan(tmp_path, tmp_path / "whole", torch.device("cpu"), 7, late)
+    whole = trained(plan)
+    parts = replace(plan, state=tmp_path / "parts", deadline=past)
+    for _ in range(2):
+        with pytest.raises(loop.StoppedError):
+            trained(parts)
+    resumed = trained(replace(parts, deadline=late))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    untrained = nn.Linear(8, 8).weight
+    assert not torch.equal(untrained, whole["weight"])
+
+
+@pytest.mark.slow
+def test_every_stage_runs_on_a_cpu(tmp_path: Path):
+    """A few steps of each, in the order of the schedule; what they write is whole and named as the family's weights."""
+    out = tmp_path / "out"
+    command = [sys.executable, "tools/train_pocket.py", *SCHEDULE, "--smoke", "--seeds", "1", "--device", "cpu"]
+    subprocess.run([*command, "--out", out, "--state", tmp_path / "state"], cwd=ROOT, check=True)
+    for member in family.MEMBERS:
+        if models.weights_file(member).is_file():  # one that is trained
+            kept = models.read_weights(member, out)
+            assert kept.keys() == models.read_weights(member).keys()
+            assert all(value.float().isfinite().all() for value in kept.values())
+    assert models.load_weights(new_sound_model(), family.S2V, out)
+    assert all(models.weights_file_of(lora.short, out).is_file() for lora in TRAINED_LORAS)
+    report = json.loads((out / "report.json").read_text())
+    assert {"text", "vae21", "vae22", "t2v", "4steps", "i2v", "ti2v", "s2v", "generator"} <= report.keys()
+    assert any(name.startswith("vace") for name in report) and any(name.startswith("animate") for name in report)

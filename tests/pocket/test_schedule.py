@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from train_pocket import STAGES
 from wancore.pocket.training.schedule import SCHEDULE, STOPPED, Part, Record, run
+from wancore.pocket.training.stages import STAGES
 
 STAGE = "import sys, time; sys.stdin.readline(); open({log!r}, 'a').write({name!r} + ' '); time.sleep(0.2); {then}"
 PARTS = {"a": Part(), "b": Part(), "c": Part(("a", "b")), "d": Part(("c",), lane=1), "e": Part(("d",))}

@@ -42,3 +42,14 @@ def test_joining_keeps_the_layout_of_single_frames() -> None:
     assert has_channels_last(both)
     assert torch.equal(both, torch.cat((first, second), dim=2))
     assert torch.equal(joined(first.contiguous(), second), torch.cat((first, second), dim=2))
+
+
+@pytest.mark.parametrize("frames", [(1, 3), (2, 0, 1)], ids=str)
+def test_joining_passes_gradients_on(frames: tuple[int, ...]) -> None:
+    parts = [torch.randn(1, 8, n, 4, 4).contiguous(memory_format=torch.channels_last_3d) for n in frames]
+    weights = torch.randn(1, 8, sum(frames), 4, 4)
+    for part in parts:
+        part.requires_grad_()
+    (joined(*parts) * weights).sum().backward()
+    for part, expected in zip(parts, weights.split(frames, dim=2), strict=True):
+        assert part.shape[2] == 0 or torch.equal(part.grad, expected)

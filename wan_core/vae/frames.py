@@ -54,10 +54,10 @@ def joined(*parts: Tensor | None) -> Tensor:
     found = [part for part in parts if part is not None and part.shape[2]]
     if len(found) == 1 or not all(has_channels_last(part) for part in found):
         return found[0] if len(found) == 1 else torch.cat(found, dim=2)
-    lengths = [part.shape[2] for part in found]
-    out = frames_like(found[0], sum(lengths))
-    for part, place in zip(found, out.split(lengths, dim=2), strict=True):
-        place.copy_(part)
+    out, start = frames_like(found[0], sum(part.shape[2] for part in found)), 0
+    for part in found:
+        out.narrow(2, start, part.shape[2]).copy_(part)  # a view of its own: gradients do not pass those of a split
+        start += part.shape[2]
     return out
 
 

@@ -88,6 +88,8 @@ def main() -> None:
         torch.manual_seed(args.seed)
         began = time.monotonic()
         device = torch.device(args.device)
+        if device.index is not None:
+            torch.cuda.set_device(device)  # a step is recorded on the current one
         try:
             STAGES[stage](Plan(args.out, args.state, device, args.seed, deadline, args.fit, args.smoke, args.seeds))
         except StoppedError as stopped:

@@ -45,8 +45,8 @@ def pair():
     return with_shift(native_model(1), SHIFT), with_shift(native_model(2), SHIFT)
 
 
-def dual(high, low, *, cfg=(4.0, 3.0), conds=None, boundary=BOUNDARY):
-    guider = DualExpertGuider(high, low, boundary)
+def dual(high, low, *, cfg=(4.0, 3.0), conds=None, boundary=BOUNDARY, kind=DualExpertGuider):
+    guider = kind(high, low, boundary)
     guider.set_conds(*(conds or prompts()))
     guider.set_cfg(*cfg)
     return guider

@@ -28,8 +28,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...wan_core import attention
+
 KEY = "wan_core_replay"
-STRIDES = "strides"  # in the metadata of an answer's file
+STRIDES, ATTENTION = "strides", "attention"  # in the metadata of an answer's file
 BUDGET = 4 * 2**30  # bytes of all logs together; the oldest answers go first
 LEAST_FREE = 8 * 2**30  # bytes that a log leaves on the disk
 OTHERS = (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL)  # their state would miss the calls that are not made
@@ -141,19 +143,24 @@ class ReplayLog:
 
 
 def write_answer(path: Path, answer: dict[str, Tensor]) -> None:
-    """Writes tensors with the order in which they lie in memory: solvers draw noise and add up in that order."""
-    strides = json.dumps({key: tensor.stride() for key, tensor in answer.items()})
+    """Writes tensors with what the bits of the calls to come depend on beside them.
+
+    That is their order in memory, in which solvers draw noise and add up, and the attention kernels.
+    """
+    about = {STRIDES: {key: tensor.stride() for key, tensor in answer.items()}, ATTENTION: attention.choices()}
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in answer.items()}
-    save_file(plain, path, metadata={STRIDES: strides})
+    save_file(plain, path, metadata={name: json.dumps(value) for name, value in about.items()})
 
 
 def read_answer(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """What `write_answer` wrote, on a device, laid out as it was."""
+    """What `write_answer` wrote, on a device, laid out as it was; attention is computed as it was from here on."""
     out = {}
     with safe_open(path, framework="pt") as file:
-        for key, stride in json.loads(file.metadata()[STRIDES]).items():
+        strides, kernels = (json.loads(file.metadata()[name]) for name in (STRIDES, ATTENTION))
+        for key, stride in strides.items():
             plain = file.get_tensor(key)
             out[key] = torch.empty_strided(plain.shape, stride, dtype=plain.dtype, device=device).copy_(plain)
+    attention.agree(kernels)
     return out
 
 

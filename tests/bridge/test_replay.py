@@ -23,6 +23,7 @@ from wancore.nodes.bridge.guider import DualExpertGuider
 from wancore.nodes.bridge.replay import ReplayLog, digest
 from wancore.nodes.bridge.schedule import OFFICIAL_SOLVERS, with_shift
 from wancore.nodes.bridge.switching import SegmentedGuider
+from wancore.wan_core import attention
 
 from .native_wan import native_model
 from .test_guider import NAMES, dual, inference, relative, run
@@ -130,14 +131,18 @@ def test_two_runs_resume(pair, tmp_path, name):
     check_resume(pair, tmp_path, name, kind=SegmentedGuider)
 
 
-def test_answers_come_back_as_they_lay_in_memory(tmp_path):
-    """Of what a solver draws and adds up, the order in memory decides."""
+def test_answers_come_back_as_they_lay_in_memory(tmp_path, monkeypatch):
+    """Of what a solver draws and adds up, the order in memory decides; the attention kernels come back, too."""
+    agreed = []
+    monkeypatch.setattr(attention, "choices", lambda: {"here": "cudnn"})
+    monkeypatch.setattr(attention, "agree", agreed.append)
     contiguous = torch.randn(2, 3, 4, 5)
     answer = {"0": contiguous, "1": contiguous.permute(0, 2, 3, 1), "2": contiguous[..., 1:-1]}
     replay.write_answer(tmp_path / "a", answer)
     found = replay.read_answer(tmp_path / "a", torch.device("cpu"))
     for key, tensor in answer.items():
         assert torch.equal(found[key], tensor) and found[key].stride() == tensor.stride()
+    assert agreed == [{"here": "cudnn"}]
 
 
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "uni_pc", "dpmpp_2m_sde"])

@@ -24,20 +24,11 @@ from wancore.nodes.bridge.schedule import native_sigmas, sampler_object, with_of
 from wancore.wan_core.sampling.schedules import unipc_schedule
 from wancore.wan_core.sampling.unipc import sample_unipc
 
-from .native_wan import native_model, noise, prompts, relative, weights
+from .native_wan import SHIFT, native_model, noise, prompts, relative, weights
 
-SHIFT, BOUNDARY = 5.0, 0.875
+pytestmark = pytest.mark.usefixtures("worker")
+BOUNDARY = 0.875
 NAMES = comfy.samplers.KSampler.SAMPLERS
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    """As in ComfyUI's worker; one thread, because several only wait for each other at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,12 @@ from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.schedule import with_shift
 from wancore.pocket import family
 
+from .native_wan import SHIFT
 from .quantised_files import write_format
-from .test_guider import SHIFT, StopHereError, dual, inference, pair, record, run
+from .test_guider import StopHereError, dual, pair, record, run
 
-__all__ = ["inference", "pair"]
+__all__ = ["pair"]
+pytestmark = pytest.mark.usefixtures("worker")
 POSITIVE, NEGATIVE = (
     [[torch.randn(1, 8, family.TEXT_DIM, generator=torch.Generator().manual_seed(i)), {}]] for i in (1, 2)
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -26,20 +27,16 @@ from wancore.nodes.bridge.switching import SegmentedGuider
 from wancore.wan_core import attention
 
 from .native_wan import native_model
-from .test_guider import NAMES, dual, inference, relative, run
+from .test_guider import NAMES, dual, pair, relative, run
 
-__all__ = ["inference"]
+__all__ = ["pair"]
+pytestmark = pytest.mark.usefixtures("worker")
 
 
 @pytest.fixture(autouse=True)
 def any_disk(monkeypatch):
     """However full the disk of the machine is."""
     monkeypatch.setattr(replay, "LEAST_FREE", 0)
-
-
-@pytest.fixture(scope="module")
-def pair():
-    return with_shift(native_model(1), 5.0), with_shift(native_model(2), 5.0)
 
 
 def logged(pair, folder, low_side="low", high_side="high", **options):
@@ -81,6 +78,7 @@ def without_memory(model):
     handle = model.model.diffusion_model.blocks[1].register_forward_pre_hook(fail)
     yield
     handle.remove()
+    gc.collect()  # a model that dies during the next call would shorten the list that it walks along
     comfy.model_management.unload_all_models()  # as ComfyUI does then
 
 

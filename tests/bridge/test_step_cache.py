@@ -15,10 +15,11 @@ from comfy.model_management import InterruptProcessingException
 from wancore.nodes.bridge import replay, step_cache
 from wancore.nodes.guidance import WanCoreStepCache
 
-from .test_guider import dual, inference, pair, record, relative, run
+from .test_guider import dual, pair, record, relative, run
 from .test_replay import interrupt_after, logged
 
-__all__ = ["inference", "pair"]
+__all__ = ["pair"]
+pytestmark = pytest.mark.usefixtures("worker")
 STEPS = 20
 
 

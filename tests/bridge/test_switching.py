@@ -20,9 +20,10 @@ from wancore.nodes.bridge.schedule import native_sigmas
 from wancore.nodes.bridge.switching import SegmentedGuider, why_segmented
 
 from .native_wan import noise
-from .test_guider import BOUNDARY, dual, inference, pair, relative, run, two_native_runs
+from .test_guider import BOUNDARY, dual, pair, relative, run, two_native_runs
 
-__all__ = ["inference", "pair"]
+__all__ = ["pair"]
+pytestmark = pytest.mark.usefixtures("worker")
 
 
 segmented = partial(dual, kind=SegmentedGuider)

@@ -31,15 +31,7 @@ from wancore.wan_core.sampling.presets import Settings
 
 from ..bridge.native_wan import native_model, noise, prompts, relative
 
-
-@pytest.fixture(autouse=True)
-def inference():
-    """As in ComfyUI's worker; one thread, because several only wait for each other at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("worker")
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,8 @@ def _resume_input() -> io.Input:
         optional=True,
         advanced=True,
         tooltip="Keeps the models' answers on disk, at most 4 GiB: a run that was stopped or crashed goes on "
-        "where it was, and after a change of the low expert only its steps are run again.",
+        "where it was when it is run again with its seed, and after a change of the low expert only its steps are run "
+        "again.",
     )
 
 

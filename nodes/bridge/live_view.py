@@ -26,7 +26,7 @@ from .tiny_vae import LATENT_STRIDE, Frames, Spread
 
 LONGEST_SIDE = 320  # pixels of a moving preview: 21 frames are encoded in 0.1 s
 MOST_FRAMES = 41
-COMFYUIS = (latent_preview.Latent2RGBPreviewer, latent_preview.TAESDPreviewerImpl)  # those of packs show what they get
+NATIVE_PREVIEWERS = (latent_preview.Latent2RGBPreviewer, latent_preview.TAESDPreviewerImpl)
 
 
 class Animation:
@@ -71,7 +71,7 @@ class Previews:
         if self.factors is not None:
             tiny = self.previewer.taesd
             self.spread = Spread(lambda part: small(decoded(tiny, part)), MOST_FRAMES)
-        if isinstance(self.previewer, COMFYUIS):
+        if isinstance(self.previewer, NATIVE_PREVIEWERS):  # those of other packs may show what they are given
             self._rehearse(torch.zeros_like(latent[:1], device=model.load_device))
         self.since = time.monotonic()  # when the step began
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..wan_core.sampling.presets import AUTO, OFFICIAL, OFFICIAL_SOLVERS, PRESETS, Settings
 from .bridge import clip_run, sampling
+from .bridge.pair import Pair, pair_for
 from .bridge.schedule import native_samplers, native_schedulers
 from .bridge.switching import SWITCHING
 
@@ -79,7 +80,8 @@ def _resume_input() -> io.Input:
         optional=True,
         advanced=True,
         tooltip="Keeps the models' answers on disk, at most 4 GiB: a run that was stopped or crashed goes on "
-        "where it was, and after a change of the low expert only its steps are run again.",
+        "where it was when it is run again with its seed, and after a change of the low expert only its steps are run "
+        "again.",
     )
 
 
@@ -212,7 +214,7 @@ class WanCoreKSampler(io.ComfyNode):
         resume: bool = False,
         switching: str = SWITCHING[0],
     ) -> io.NodeOutput:
-        pair = sampling.pair_for(high, low, latent)
+        pair = pair_for(high, low, latent)
         wishes = Settings(preset, steps, cfg_high, cfg_low, shift, boundary, sampler_name, scheduler)
         run = sampling.Run(seed, denoise, start_at_step, end_at_step, add_noise)
         plan = sampling.plan(pair, wishes, run, switching)
@@ -268,7 +270,7 @@ class WanCoreDualExpertGuider(io.ComfyNode):
     ) -> io.NodeOutput:
         wishes = Settings(guidance_high=cfg_high, guidance_low=cfg_low, shift=shift, boundary=boundary)
         integer = timesteps == "integer"
-        plan = sampling.guider_plan(sampling.Pair.of(high, low), wishes, integer=integer, switching=switching)
+        plan = sampling.guider_plan(Pair.of(high, low), wishes, integer=integer, switching=switching)
         graph = cls.hidden.prompt if resume else None
         shared = {"integer": integer, "graph": graph}
         return io.NodeOutput(sampling.guider(plan, positive, negative, cls.hidden.unique_id, **shared))

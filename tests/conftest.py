@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ GROUPS = (
     "pocket/test_meaning",
     "server",
 )  # the longest ones, which start first
+
+
+@pytest.fixture
+def worker() -> Iterator[None]:
+    """Inference mode, as in ComfyUI's worker; one thread, because at the sizes of tests several wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

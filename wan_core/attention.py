@@ -103,12 +103,16 @@ def choose(place: Place, kernels: tuple[Kernel, ...] = KERNELS) -> Kernel:
     Raises:
         LookupError: none accepts; cannot happen while PyTorch's is in the table.
     """
-    fitting = [kernel for kernel in kernels if kernel.accepts(place) and kernel.installed()]
+    fitting = _fit(place, kernels)
     if not fitting:
         raise LookupError(f"no attention kernel of {[kernel.name for kernel in kernels]} takes {place}")
     if len(fitting) == 1 or place.device.type != "cuda":
         return fitting[0]
     return min(fitting, key=partial(_probe, place))
+
+
+def _fit(place: Place, kernels: tuple[Kernel, ...]) -> list[Kernel]:
+    return [kernel for kernel in kernels if kernel.accepts(place) and kernel.installed()]
 
 
 def _probe(place: Place, kernel: Kernel) -> float:
@@ -135,15 +139,37 @@ def _probe(place: Place, kernel: Kernel) -> float:
 
 
 _CHOSEN: dict[Place, Kernel] = {}
+_AGREED: dict[str, str] = {}  # by what a Place says of itself: the kernel that another process took
 _REFUSED: dict[str, str] = {}  # kernels that are installed and failed, and how
 
 
 def _chosen(place: Place) -> Kernel:
     kernel = _CHOSEN.get(place)
     if kernel is None:
-        kernel = _CHOSEN[place] = choose(place)
+        kernel = _CHOSEN[place] = _agreed(place) or choose(place, KERNELS)
         logging.debug("attention: %s for %s", kernel.name, place)
     return kernel
+
+
+def _agreed(place: Place) -> Kernel | None:
+    """The kernel that another process took, where it works in this one."""
+    for kernel in _fit(place, KERNELS):
+        if kernel.name == _AGREED.get(str(place)):
+            works = place.device.type != "cuda" or _probe(place, kernel) < float("inf")
+            return kernel if works else None
+    return None
+
+
+def choices() -> dict[str, str]:
+    """What was chosen in this process so far, for `agree` in another one."""
+    return {str(place): kernel.name for place, kernel in _CHOSEN.items()}
+
+
+def agree(choices: dict[str, str]) -> None:
+    """From here on takes what another process took: kernels of nearly the same speed round differently."""
+    _AGREED.update(choices)
+    for place in [place for place in _CHOSEN if choices.get(str(place), _CHOSEN[place].name) != _CHOSEN[place].name]:
+        del _CHOSEN[place]
 
 
 def taken() -> tuple[str, ...]:

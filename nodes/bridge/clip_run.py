@@ -9,8 +9,9 @@ import comfy.model_management
 
 from . import sampling
 from .clips import CLIPS, ClipPlan, Job, Latent
+from .latents import EMPTY_SIZES
 from .progress import Part, progress
-from .sampling import EMPTY_SIZES, Plan, Run
+from .sampling import Plan, Run
 from .segments import Results, Segments, Timeline, clip_key, segments_folder
 from .show import send_text, show_on_node
 

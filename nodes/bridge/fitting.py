@@ -1,4 +1,4 @@
-"""Whether a prompt's conditions are the model's: asked before anything is loaded, for ours and ComfyUI's models."""
+"""Whether a prompt's conditions and a latent are the model's: asked before anything is loaded, of any Wan MODEL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...wan_core.errors import WrongModelError
+import torch
+
+from ...wan_core.errors import InputError, WrongModelError
+from .facts import ModelFacts
+from .latents import EMPTY_SIZES
 
 MASK_CHANNELS = 4  # that stand beside a picture's latent
 
@@ -64,4 +68,25 @@ def _refusal(what: str, models: str, title: str, where: str) -> WrongModelError:
         found=title,
         expected=models,
         remedy="Load that model, or take the conditioning node of this one",
+    )
+
+
+def check_latent(latent: dict[str, Any], facts: ModelFacts) -> None:
+    """Makes sure that the latent is one of this model's.
+
+    Raises:
+        InputError: its channels are another VAE's.
+    """
+    samples = latent["samples"]
+    channels, wanted = samples.shape[1], facts.latent_channels
+    blank = any(name in latent for name in EMPTY_SIZES) and torch.count_nonzero(samples) == 0
+    if channels == wanted or blank:  # ComfyUI gives a blank latent the model's channels and size
+        return
+    vae = {16: "Wan 2.1 VAE", 48: "Wan 2.2 VAE"}
+    raise InputError(
+        "This latent does not fit the model",
+        where="latent",
+        found=f"{channels} channels" + (f", from the {vae[channels]}" if channels in vae else ""),
+        expected=f"{wanted}, which {facts.task.title} takes",
+        remedy=f"Make it with the {vae.get(wanted, 'VAE of the model')}",
     )

@@ -9,6 +9,7 @@ import comfy.model_management
 import comfyui_version
 import folder_paths
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from .facts import model_facts
@@ -77,6 +78,7 @@ def model_identity(model: Any) -> str:
         {name: [_told(patch) for patch in patches] for name, patches in model.patches.items()},
         [row.told() for row in rows_of(model)],
         comfy.model_management.get_torch_device_name(device),
+        optimized_attention.__name__,  # what the command line asks for
         comfyui_version.__version__,
         torch.__version__,
     )

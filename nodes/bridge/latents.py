@@ -16,6 +16,7 @@ from ...wan_core import geometry
 from ...wan_core.errors import WrongModelError
 from ...wan_core.tasks import T2V_A14B, TI2V_5B, Task
 
+EMPTY_SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of native empty latents for any model
 FRAME_RATE = "wan_frame_rate"
 REFERENCES = "wan_references"  # (latent frames in front of the clip, all latent frames)
 _TASK_OF_CHANNELS = {task.latent_channels: task for task in (T2V_A14B, TI2V_5B)}

@@ -6,8 +6,10 @@ its progress bar, as every preview does. The server's thread encodes it, not the
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import IO, Any
 
 import comfy.model_management
@@ -24,6 +26,7 @@ from .tiny_vae import LATENT_STRIDE, Frames, Spread
 
 LONGEST_SIDE = 320  # pixels of a moving preview: 21 frames are encoded in 0.1 s
 MOST_FRAMES = 41
+NATIVE_PREVIEWERS = (latent_preview.Latent2RGBPreviewer, latent_preview.TAESDPreviewerImpl)
 
 
 class Animation:
@@ -63,14 +66,28 @@ class Previews:
         layout = model.model.latent_format
         self.previewer = latent_preview.get_previewer(model.load_device, layout)
         self.frame_rate = frame_rate
+        self.factors = factors_beside(self.previewer, layout) if is_clip(latent) else None
         self.spread: Spread | None = None
-        if isinstance(self.previewer, latent_preview.TAEHVPreviewerImpl) and layout.latent_rgb_factors is not None:
-            factors = layout.latent_rgb_factors, layout.latent_rgb_factors_bias, layout.latent_rgb_factors_reshape
-            self.factors = latent_preview.Latent2RGBPreviewer(*factors)
-            if moves(self.factors) and is_clip(latent):
-                self.spread = Spread(lambda part: small(decoded(self.previewer.taesd, part)), MOST_FRAMES)
-                self.spread.measure(torch.zeros_like(latent[:1, :, :1], device=model.load_device))
+        if self.factors is not None:
+            tiny = self.previewer.taesd
+            self.spread = Spread(lambda part: small(decoded(tiny, part)), MOST_FRAMES)
+        if isinstance(self.previewer, NATIVE_PREVIEWERS):  # those of other packs may show what they are given
+            self._rehearse(torch.zeros_like(latent[:1], device=model.load_device))
         self.since = time.monotonic()  # when the step began
+
+    def _rehearse(self, blank: Tensor) -> None:
+        """Makes the pictures of a blank latent: the first ones load and compile, for longer than a step may wait."""
+        if self.spread is not None:
+            try:
+                self.spread.measure(blank[:, :, :1])
+            except comfy.model_management.OOM_EXCEPTION:
+                self._go_without_vae()
+        kind, _, _ = preview_of(self.factors or self.previewer, blank, self.frame_rate)
+        load_encoder(kind)
+
+    def _go_without_vae(self) -> None:
+        """For the rest of a run that has no memory to spare."""
+        self.spread, self.previewer = None, self.factors
 
     def of(self, x0: Tensor) -> tuple[str, Any, int | None] | None:
         """The picture of one step; None where the user wants none."""
@@ -82,8 +99,8 @@ class Previews:
             torch.cuda.synchronize(x0.device)  # what is measured is the picture, not the step before it
         try:
             frames = self.spread.of(x0[:1], time.monotonic() - self.since, self._by_factors)
-        except comfy.model_management.OOM_EXCEPTION:  # the run has no memory to spare
-            self.spread, self.previewer = None, self.factors
+        except comfy.model_management.OOM_EXCEPTION:
+            self._go_without_vae()
             return self.of(x0)
         self.since = time.monotonic()
         return "PNG", Animation(frames, duration_of(x0, self.frame_rate)), None
@@ -117,6 +134,12 @@ def preview_of(previewer: Any, x0: Tensor, frame_rate: float) -> tuple[str, Any,
     return "PNG", Animation(small(frames[:: -(-len(frames) // MOST_FRAMES)]), duration_of(x0, frame_rate)), None
 
 
+@cache
+def load_encoder(kind: str) -> None:
+    """What PIL imports when it first writes this kind: in the server's thread it would hold up the sampling one."""
+    Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
+
+
 def is_clip(x0: Tensor) -> bool:
     """Whether these latents are of more than a still picture."""
     return x0.ndim == 5 and x0.shape[2] > 1
@@ -131,6 +154,15 @@ def moves(previewer: Any) -> bool:
     """Whether `frames_of` knows how the previewer makes its pictures."""
     factors = isinstance(previewer, latent_preview.Latent2RGBPreviewer)
     return factors and previewer.latent_rgb_factors_reshape is None
+
+
+def factors_beside(previewer: Any, layout: Any) -> Any | None:
+    """The factors that show what a tiny VAE has not decoded yet; None for other previewers."""
+    if not isinstance(previewer, latent_preview.TAEHVPreviewerImpl) or layout.latent_rgb_factors is None:
+        return None
+    parts = layout.latent_rgb_factors, layout.latent_rgb_factors_bias, layout.latent_rgb_factors_reshape
+    factors = latent_preview.Latent2RGBPreviewer(*parts)
+    return factors if moves(factors) else None
 
 
 def frames_of(previewer: Any, x0: Tensor) -> Tensor:

@@ -3,115 +3,33 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import Any
 
 import comfy.latent_formats
-import comfy.ldm.common_dit
 import comfy.model_base
-import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from ...wan_core.audio.conditioning import SoundInputs, sound_conditioning
-from ...wan_core.conditioning import Conditioning, ContextGroup
 from ...wan_core.config import TransformerConfig
-from ...wan_core.errors import InputError, WrongModelError
+from ...wan_core.errors import WrongModelError
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, mapped, require
 from ...wan_core.weights.families import DIFFUSION_MODEL, Shapes
 from ...wan_core.weights.keys import check_tensors, check_types
 from . import host, lora_table, soundness
 from .branches import keep_quantised
-from .hooks import hooks_of
-from .nag import against_of
-from .ops import FILES, wan_operations
+from .hosted import HostedTransformer
 from .quantised import UNMARKED, native_form
 from .reading import files_of, read_tensors
-from .variants import with_variants
 
 LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
-
-
-class HostedTransformer(WanTransformer):
-    """The transformer with the constructor and the call of ComfyUI's diffusion models."""
-
-    files: tuple[mapped.MappedFile, ...] = ()  # that its weights are read from while it runs
-
-    def __init__(
-        self, *, image_model: str, model_type: str, dtype: torch.dtype, device: Any, operations: type, **sizes: Any
-    ) -> None:
-        """`sizes` are the fields of TransformerConfig; the rest is what ComfyUI passes to every model."""
-        super().__init__(TransformerConfig(**sizes), ops=wan_operations(operations), device=device, dtype=dtype)
-        self.model_type = model_type  # "t2v" or "i2v", read by nodes
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        clip_fea: Tensor | None = None,
-        time_dim_concat: Tensor | None = None,
-        transformer_options: dict[str, Any] | None = None,
-        **conds: Any,
-    ) -> Tensor:
-        """x [B, C, F, H, W] with concat channels, timestep [B] or [B, F] in 0..1000 -> velocity [B, C_out, F, H, W].
-
-        Wrappers get the positional arguments of native Wan.
-        """
-        options = {} if transformer_options is None else transformer_options
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        executor = WrapperExecutor.new_class_executor(self._predict, self, wrappers)
-        return executor.execute(x, timestep, context, clip_fea, time_dim_concat, options, **conds)
-
-    def _predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        clip_fea: Tensor | None,
-        time_dim_concat: Tensor | None,
-        transformer_options: dict[str, Any],
-        **conds: Any,
-    ) -> Tensor:
-        if conds.get("context_latents") is not None:
-            raise InputError(
-                "In-context reference latents are not read by this model yet",
-                where="context_latents of the conditioning",
-                remedy="Load the model with ComfyUI's Load Diffusion Model node",
-            )
-        frames, rows, columns = x.shape[2:]
-        if time_dim_concat is not None:  # reference frames after the clip, cut off below
-            pad = partial(comfy.ldm.common_dit.pad_to_patch_size, patch_size=self.patch_size)
-            x = torch.cat([pad(x), pad(time_dim_concat)], dim=2)
-        contexts = () if clip_fea is None or not self.config.image_dim else (ContextGroup(clip_fea),)
-        against = against_of(transformer_options, len(x))
-        conditioning = Conditioning(context, contexts=contexts, against=against)
-        if self.config.audio_dim:
-            sound = sound_conditioning(self, x, context, _sound_inputs(conds))
-            conditioning = replace(sound, against=against)
-        hooks = hooks_of({**transformer_options, FILES: self.files})
-        conditioning = with_variants(conditioning, self, x, hooks, conds)
-        velocity = super().forward(x, timestep, conditioning, hooks)
-        return velocity[:, :, :frames, :rows, :columns]
-
-
-def _sound_inputs(conds: dict[str, Any]) -> SoundInputs:
-    """What native Wan S2V is given, by ComfyUI's names."""
-    return SoundInputs(
-        sound=conds.get("audio_embed"),
-        reference=conds.get("reference_latent"),
-        motion=conds.get("reference_motion"),
-        pose=conds.get("control_video"),
-    )
 
 
 class WanModel(comfy.model_base.WAN21):

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...wan_core.errors import WrongModelError
+from ...wan_core.geometry import PATCH
 from .facts import ModelFacts, model_facts
+from .fitting import check_latent
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,17 @@ class Pair:
             which = "high" if self.facts.distilled else "low"
             out.append(f"only the {which} model is distilled to a few steps")
         return out
+
+
+def pair_for(high: Any, low: Any | None, latent: dict[str, Any]) -> Pair:
+    """The models of a run over this latent, with the official defaults for its size.
+
+    Raises:
+        WrongModelError: they do not belong together; see Pair.of.
+        InputError: the latent is not one of theirs; see check_latent.
+    """
+    pair = Pair.of(high, low)
+    check_latent(latent, pair.facts)
+    rows, columns = latent["samples"].shape[-2:]
+    pixels = pair.facts.task.size_multiple // PATCH
+    return pair.at(columns * pixels, rows * pixels)

@@ -12,6 +12,7 @@ do step caches that work there.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -23,10 +24,14 @@ from typing import Any
 import comfy.clip_vision
 import torch
 from comfy.patcher_extension import WrappersMP
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ...wan_core import attention
+
 KEY = "wan_core_replay"
+STRIDES, ATTENTION = "strides", "attention"  # in the metadata of an answer's file
 BUDGET = 4 * 2**30  # bytes of all logs together; the oldest answers go first
 LEAST_FREE = 8 * 2**30  # bytes that a log leaves on the disk
 OTHERS = (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL)  # their state would miss the calls that are not made
@@ -95,7 +100,7 @@ class ReplayLog:
         """The answer of a call; None where it was not made, or its file is damaged."""
         path = self.path_of(name)
         try:
-            found = load_file(path)
+            found = read_answer(path, like.device)
         except FileNotFoundError:
             return None
         except Exception as error:  # noqa: BLE001  (whatever is wrong with it: the model can be asked again)
@@ -103,7 +108,7 @@ class ReplayLog:
             return None
         os.utime(path)  # last used now
         self.used.append(path)
-        return {key: tensor.to(like.device) for key, tensor in found.items()}
+        return found
 
     def keep(self, name: str, answer: dict[str, Tensor]) -> None:
         """Writes an answer whole or not at all: a process that is killed leaves no half file behind."""
@@ -115,7 +120,7 @@ class ReplayLog:
         path = self.path_of(name)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in answer.items()}, draft)
+            write_answer(draft, answer)
             draft.replace(path)
         except OSError as error:
             draft.unlink(missing_ok=True)
@@ -135,6 +140,28 @@ class ReplayLog:
         replayed, calls = self.replayed, self.calls
         self.replayed = self.calls = 0
         return f", {replayed} of {calls} calls from the log" if replayed else ""
+
+
+def write_answer(path: Path, answer: dict[str, Tensor]) -> None:
+    """Writes tensors with what the bits of the calls to come depend on beside them.
+
+    That is their order in memory, in which solvers draw noise and add up, and the attention kernels.
+    """
+    about = {STRIDES: {key: tensor.stride() for key, tensor in answer.items()}, ATTENTION: attention.choices()}
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in answer.items()}
+    save_file(plain, path, metadata={name: json.dumps(value) for name, value in about.items()})
+
+
+def read_answer(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """What `write_answer` wrote, on a device, laid out as it was; attention is computed as it was from here on."""
+    out = {}
+    with safe_open(path, framework="pt") as file:
+        strides, kernels = (json.loads(file.metadata()[name]) for name in (STRIDES, ATTENTION))
+        for key, stride in strides.items():
+            plain = file.get_tensor(key)
+            out[key] = torch.empty_strided(plain.shape, stride, dtype=plain.dtype, device=device).copy_(plain)
+    attention.agree(kernels)
+    return out
 
 
 class _Expert:

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from ...wan_core.errors import InputError
-from ...wan_core.geometry import PATCH
 from ...wan_core.sampling.experts import boundary_after, steps_per_expert
 from ...wan_core.sampling.presets import DISTILLED_GUIDANCE, OFFICIAL, Settings, resolve, summary
 from ...wan_core.sampling.schedules import official_schedule
-from .facts import ModelFacts
 from .fitting import check_conditions
 from .guider import DualExpertGuider
-from .latents import FRAME_RATE
+from .latents import EMPTY_SIZES, FRAME_RATE
 from .meter import Meter
 from .pair import Pair
 from .planning import RunPlan
@@ -30,8 +28,6 @@ from .resume import logged
 from .schedule import native_sigmas, patched_shift, sampler_object, with_official_timesteps, with_shift
 from .show import send_text, show_on_node
 from .switching import AUTO, SegmentedGuider, why_segmented
-
-EMPTY_SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of native empty latents for any model
 
 
 @dataclass(frozen=True)
@@ -210,41 +206,6 @@ def _part(sigmas: Tensor, run: Run) -> Tensor:
             remedy="Set end_at_step above start_at_step",
         )
     return sigmas[: run.end_at_step + 1][run.start_at_step :]
-
-
-def pair_for(high: Any, low: Any | None, latent: dict[str, Any]) -> Pair:
-    """The models of a run over this latent, with the official defaults for its size.
-
-    Raises:
-        WrongModelError: they do not belong together; see Pair.of.
-        InputError: the latent is not one of theirs; see check_latent.
-    """
-    pair = Pair.of(high, low)
-    check_latent(latent, pair.facts)
-    rows, columns = latent["samples"].shape[-2:]
-    pixels = pair.facts.task.size_multiple // PATCH
-    return pair.at(columns * pixels, rows * pixels)
-
-
-def check_latent(latent: dict[str, Any], facts: ModelFacts) -> None:
-    """Makes sure that the latent is one of this model's.
-
-    Raises:
-        InputError: its channels are another VAE's.
-    """
-    samples = latent["samples"]
-    channels, wanted = samples.shape[1], facts.latent_channels
-    blank = any(name in latent for name in EMPTY_SIZES) and torch.count_nonzero(samples) == 0
-    if channels == wanted or blank:  # ComfyUI gives a blank latent the model's channels and size
-        return
-    vae = {16: "Wan 2.1 VAE", 48: "Wan 2.2 VAE"}
-    raise InputError(
-        "This latent does not fit the model",
-        where="latent",
-        found=f"{channels} channels" + (f", from the {vae[channels]}" if channels in vae else ""),
-        expected=f"{wanted}, which {facts.task.title} takes",
-        remedy=f"Make it with the {vae.get(wanted, 'VAE of the model')}",
-    )
 
 
 def _check_conditions(pair: Pair, positive: Any, negative: Any) -> None:

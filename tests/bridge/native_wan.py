@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.sd
 import torch
 
+SHIFT = 5.0
 DIM, FFN, LAYERS, FREQ, TEXT, TOKENS = 128, 64, 2, 256, 4096, 7
 
 

@@ -53,11 +53,8 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["alone", "with LoRA"])
-def test_rows_are_near_the_decoded_weights(path: str, lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    patcher = load_model(path)
-    if lora:
-        patcher = with_lora(patcher, pairs())
+def both_ways(patcher, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor, list[Rows8]]:
+    """The velocity by decoded weights and by rows, and what was multiplied by rows: every layer of the blocks."""
     decoded = velocity(patcher)
     monkeypatch.setenv(paths.OVERRIDE, "9.0")
     float8._rows8_on.cache_clear()
@@ -66,6 +63,15 @@ def test_rows_are_near_the_decoded_weights(path: str, lora: bool, monkeypatch: p
     by_rows = velocity(patcher)
     blocks = len(patcher.model.diffusion_model.blocks)
     assert len(calls) == 8 * blocks  # q, k, v, o, q and o of the cross-attention, both of the feed-forward
+    return decoded, by_rows, calls
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["alone", "with LoRA"])
+def test_rows_are_near_the_decoded_weights(path: str, lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    patcher = load_model(path)
+    if lora:
+        patcher = with_lora(patcher, pairs())
+    decoded, by_rows, calls = both_ways(patcher, monkeypatch)
     assert all((x.exact is not None) == lora for x in calls)
     assert 0 < difference(by_rows, decoded) < 0.05
 
@@ -76,13 +82,7 @@ def test_differences_of_biases_stay_in_8_bits(path: str, tmp_path: Path, monkeyp
     patcher = load_model(path)
     patcher = apply_lora(patcher, str(tmp_path / "lightx2v_high_noise.safetensors"), "lightx2v", 1.0)[0]
     with running(patcher.model, patcher.model_options["transformer_options"]):
-        decoded = velocity(patcher)
-        monkeypatch.setenv(paths.OVERRIDE, "9.0")
-        float8._rows8_on.cache_clear()
-        calls: list[Rows8] = []
-        monkeypatch.setattr(float8, "linear", lambda x, *rest: calls.append(x) or rows8.linear(x, *rest))
-        by_rows = velocity(patcher)
-    assert len(calls) == 8 * len(patcher.model.diffusion_model.blocks)
+        decoded, by_rows, _ = both_ways(patcher, monkeypatch)
     assert 0 < difference(by_rows, decoded) < 0.05
 
 

@@ -24,20 +24,11 @@ from wancore.nodes.bridge.schedule import native_sigmas, sampler_object, with_of
 from wancore.wan_core.sampling.schedules import unipc_schedule
 from wancore.wan_core.sampling.unipc import sample_unipc
 
-from .native_wan import native_model, noise, prompts, relative, weights
+from .native_wan import SHIFT, native_model, noise, prompts, relative, weights
 
-SHIFT, BOUNDARY = 5.0, 0.875
+pytestmark = pytest.mark.usefixtures("worker")
+BOUNDARY = 0.875
 NAMES = comfy.samplers.KSampler.SAMPLERS
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    """As in ComfyUI's worker; one thread, because several only wait for each other at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +36,8 @@ def pair():
     return with_shift(native_model(1), SHIFT), with_shift(native_model(2), SHIFT)
 
 
-def dual(high, low, *, cfg=(4.0, 3.0), conds=None, boundary=BOUNDARY):
-    guider = DualExpertGuider(high, low, boundary)
+def dual(high, low, *, cfg=(4.0, 3.0), conds=None, boundary=BOUNDARY, kind=DualExpertGuider):
+    guider = kind(high, low, boundary)
     guider.set_conds(*(conds or prompts()))
     guider.set_cfg(*cfg)
     return guider

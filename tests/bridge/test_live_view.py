@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageChops
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..comfy_host import import_comfy
 
@@ -165,6 +169,78 @@ def test_no_step_pays_more_than_a_hundredth():
             frames = tiny.step(step, 21)
             assert tiny.now - start <= 0.01 * step + 1e-9
         assert len(frames) == 41 and min(frames) > 0, "all were decoded"
+
+
+@pytest.mark.usefixtures("tiny_vae")
+def test_without_memory_to_prepare_there_is_no_vae(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    latent = clip(frames=3)
+    monkeypatch.setattr(live_view, "decoded", full)
+    assert previews_of(1e4, latent, live_view.Previews(native_model(1), 16, latent)).n_frames == 3
+
+
+class Operations(TorchDispatchMode):
+    """The operations that are computed, with the types of what they compute from: each is a kernel to load."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.seen.add((str(func), *(arg.dtype for arg in args if isinstance(arg, torch.Tensor))))
+        return func(*args, **(kwargs or {}))
+
+
+NEW = """
+import io, sys, time
+sys.path[:0] = sys.argv[1:]
+import pack
+pack.import_pack()
+from comfy_host import import_comfy
+import_comfy()
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from native_wan import native_model
+from wancore.nodes.bridge import live_view
+torch.set_num_threads(1)
+args.preview_method = LatentPreviewMethod.Latent2RGB
+for frames in (1, 21):
+    latent = torch.zeros(1, 16, frames, 60, 104)
+    previews = live_view.Previews(native_model(1), 16, latent)
+    modules, seconds = set(sys.modules), []
+    for _ in range(4):
+        start = time.thread_time()
+        kind, image, _ = previews.of(latent)
+        image.save(io.BytesIO(), format=kind, quality=95, compress_level=1)
+        seconds.append(time.thread_time() - start)
+    print(*seconds, *sorted(set(sys.modules) - modules))
+"""
+
+
+def test_the_first_picture_of_a_process_costs_what_a_later_one_does():
+    """Made and encoded, a still one and a clip; nothing is imported for it."""
+    folders = [str(Path(__file__).parents[depth] / name) for depth, name in ((2, "tools"), (1, ""), (0, ""))]
+    process = subprocess.run([sys.executable, "-c", NEW, *folders], capture_output=True, text=True, check=True)
+    for line in process.stdout.splitlines()[-2:]:
+        first, *later = map(float, line.split())
+        assert len(later) == 3 and first < 1.5 * max(later) + 0.002
+
+
+@pytest.mark.parametrize("vae", [False, True], ids=["factors", "tiny VAE"])
+def test_the_first_picture_needs_no_kernel_that_is_not_loaded(vae, request):
+    """On a GPU the loading, not the picture, is what takes a hundred milliseconds."""
+    if vae:
+        request.getfixturevalue("tiny_vae")
+    latent = torch.randn(1, 16, 3, 6, 10)
+    with Operations() as prepared:
+        previews = live_view.Previews(native_model(1), 16, latent)
+    with Operations() as first:
+        previews.since -= 1e4
+        previews.of(latent)
+    assert first.seen and first.seen <= prepared.seen
 
 
 @pytest.fixture

@@ -20,17 +20,9 @@ from wancore.wan_core.guidance import NormalizedGuidance
 
 from .native_wan import native_model, noise, prompts, relative, weights
 
+pytestmark = pytest.mark.usefixtures("worker")
 POSITIVE, NEGATIVE = prompts(tokens=512)
 OTHER = prompts(9, tokens=512)[1]
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,11 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from wancore.nodes.bridge.schedule import with_shift
 
-from .native_wan import native_model
-from .test_guider import SHIFT, dual, inference, pair, relative, run, two_native_runs
+from .native_wan import SHIFT, native_model
+from .test_guider import dual, pair, relative, run, two_native_runs
 
-__all__ = ["inference", "pair"]
+__all__ = ["pair"]
+pytestmark = pytest.mark.usefixtures("worker")
 STEPS = 20
 GUIDANCE = {
     "CFG-Zero*": lambda model: CFGZeroStar.execute(model).result[0],

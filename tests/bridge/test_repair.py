@@ -20,10 +20,9 @@ from wancore.wan_core.sampling.presets import Settings
 from wancore.wan_core.tasks import T2V_A14B
 
 from .native_wan import noise, relative
-from .test_guider import inference
 from .tiny_models import text, write_lora, write_tiny
 
-__all__ = ["inference"]
+pytestmark = pytest.mark.usefixtures("worker")
 LORA, SHAPES = "wan2.2_t2v_lightx2v_4steps_lora_high_noise.safetensors", "t2v_A14B_expert"
 CONDS = [[text(tokens=16, seed=1), {}]], [[text(tokens=16, seed=2), {}]]
 

@@ -11,13 +11,15 @@ from ..comfy_host import import_comfy
 
 import_comfy()
 
+from comfy.model_management import InterruptProcessingException
 from wancore.nodes.bridge import replay, step_cache
 from wancore.nodes.guidance import WanCoreStepCache
 
-from .test_guider import StopHereError, dual, inference, pair, record, relative, run
+from .test_guider import dual, pair, record, relative, run
 from .test_replay import interrupt_after, logged
 
-__all__ = ["inference", "pair"]
+__all__ = ["pair"]
+pytestmark = pytest.mark.usefixtures("worker")
 STEPS = 20
 
 
@@ -74,7 +76,7 @@ def test_each_run_starts_anew(pair, shown):
     asked, out = steps_of(models)
     again, same = steps_of(models)
     assert asked == again and torch.equal(out, same)
-    with pytest.raises(StopHereError):
+    with pytest.raises(InterruptProcessingException):
         run(dual(*models), steps=STEPS, callback=interrupt_after(5))
     assert torch.equal(steps_of(models)[1], out)
 
@@ -89,7 +91,7 @@ def test_a_run_with_the_cache_resumes(pair, shown, tmp_path, monkeypatch):
     models = cached(*pair)
     whole = run(dual(*models), "dpmpp_2m", steps=STEPS)
     guider, _ = logged(models, tmp_path)
-    with pytest.raises(StopHereError):
+    with pytest.raises(InterruptProcessingException):
         run(guider, "dpmpp_2m", steps=STEPS, callback=interrupt_after(14))
     guider, log = logged(models, tmp_path)
     assert torch.equal(run(guider, "dpmpp_2m", steps=STEPS), whole) and log.replayed > 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -17,17 +19,14 @@ from wancore.nodes.bridge.replay import ReplayLog
 from wancore.nodes.bridge.schedule import native_sigmas
 from wancore.nodes.bridge.switching import SegmentedGuider, why_segmented
 
-from .native_wan import noise, prompts
-from .test_guider import BOUNDARY, dual, inference, pair, relative, run, two_native_runs
+from .native_wan import noise
+from .test_guider import BOUNDARY, dual, pair, relative, run, two_native_runs
 
-__all__ = ["inference", "pair"]
+__all__ = ["pair"]
+pytestmark = pytest.mark.usefixtures("worker")
 
 
-def segmented(high, low):
-    guider = SegmentedGuider(high, low, BOUNDARY)
-    guider.set_conds(*prompts())
-    guider.set_cfg(4.0, 3.0)
-    return guider
+segmented = partial(dual, kind=SegmentedGuider)
 
 
 @pytest.mark.parametrize("name", comfy.samplers.KSampler.SAMPLERS)

@@ -16,10 +16,10 @@ from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.schedule import with_shift
 
-from .test_guider import dual, inference, native_sigmas, relative
+from .test_guider import dual, native_sigmas, relative
 from .tiny_models import text, write_tiny
 
-__all__ = ["inference"]
+pytestmark = pytest.mark.usefixtures("worker")
 
 FRAMES, WINDOW, OVERLAP = 9, 5, 2  # latent frames of the clip, of a window, and of what two of them share
 

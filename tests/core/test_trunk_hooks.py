@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wancore.wan_core.attention import KERNELS, Kernel, Place, attention, choose
+from wancore.wan_core.attention import attention
 from wancore.wan_core.hooks import Hooks, PositionTransform
 from wancore.wan_core.ops import TorchOps
 from wancore.wan_core.transformer import WanTransformer
@@ -114,25 +114,3 @@ def test_the_host_orders_the_blocks_and_casts_the_weights():
     assert order == [2, 1, 0]
     assert asked[0] == ("stream", {"any": 1})
     assert asked[1:] == [("weights", torch.float32)] * (5 * 3)  # norms of queries and keys, twice, and norm3
-
-
-def test_the_first_kernel_that_is_there_and_accepts_the_place_is_taken():
-    place = Place(torch.device("cpu"), torch.float32, 128)
-    never = Kernel("not installed", attention, installed=lambda: False)
-    narrow = Kernel("narrow", attention, head_dims=(64,))
-    gpu = Kernel("gpu", attention, devices=("cuda",))
-    half = Kernel("half", attention, dtypes=(torch.float16, torch.bfloat16))
-    recent = Kernel("recent", attention, capability=(9, 0))
-    fits = Kernel("fits", attention, devices=("cpu",), dtypes=(torch.float32,), head_dims=(128,))
-    assert choose(place, (never, narrow, gpu, half, recent, fits, *KERNELS)) is fits
-    assert choose(place, (never, narrow, gpu, half, recent, *KERNELS)) is KERNELS[-1]
-    with pytest.raises(LookupError, match="narrow"):
-        choose(place, (narrow,))
-
-
-def test_attention_is_a_softmax_over_the_keys():
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, n, 3 * 10, generator=generator, dtype=torch.float64) for n in (5, 7, 7))
-    heads = [x.unflatten(2, (3, 10)).transpose(1, 2) for x in (q, k, v)]
-    scores = (heads[0] @ heads[1].transpose(2, 3) / 10**0.5).softmax(dim=-1)
-    assert torch.allclose(attention(q, k, v, 3), (scores @ heads[2]).transpose(1, 2).flatten(2), atol=1e-12)

@@ -43,6 +43,7 @@ from wancore.wan_core.sampling.presets import Settings
 
 from .native import run
 
+pytestmark = pytest.mark.usefixtures("worker")
 SIZE, PLACES, OVERLAP = (64, 48), 3, 2  # pixels, latent frames of a segment and of its overlap
 WIDGETS = {
     "next_prompts": "", "segments": 3, "overlap": 4 * OVERLAP, "seeds": "", "drift_limit": 0.0, "handover": PICTURE
@@ -51,16 +52,6 @@ MEMBERS = {
     "high": family.T2V_HIGH, "low": family.T2V_LOW, "i2v": family.I2V_HIGH, "ti2v": family.TI2V, "s2v": family.S2V,
     "vae": family.VAE, "vae22": family.VAE22, "text": family.TEXT_ENCODER,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    """As in ComfyUI's worker; one thread, because several only wait for each other at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,8 @@ from ..comfy_host import import_comfy
 import_comfy()
 
 import comfy.model_management
+import comfy.sample
+import comfy.samplers
 import folder_paths
 from comfy.ldm.wan.model import WanModel
 from comfy.patcher_extension import WrappersMP
@@ -29,15 +31,7 @@ from wancore.wan_core.sampling.presets import Settings
 
 from ..bridge.native_wan import native_model, noise, prompts, relative
 
-
-@pytest.fixture(autouse=True)
-def inference():
-    """As in ComfyUI's worker; one thread, because several only wait for each other at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("worker")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +139,25 @@ def test_stopped_run_goes_on_with_the_same_result(pair):
     assert relative(latent["samples"], denoised["samples"]) > 0.1, "LATENT keeps its noise"
     rest = sampled(pair, **plain, latent=latent, start_at_step=2, add_noise=False)[0]
     assert relative(rest["samples"], whole["samples"]) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
+def test_every_scheduler_equals_two_native_samplers(pair, scheduler):
+    """With the native node for the shift, split where our boundary falls."""
+    shifted = [ModelSamplingSD3().patch(model, 5.0)[0] for model in pair]
+    sigmas = comfy.samplers.KSampler(shifted[0], 6, torch.device("cpu"), "euler", scheduler, 1.0).sigmas
+    steps, split = len(sigmas) - 1, int((sigmas[:-1] >= 0.875).sum())
+    assert 0 < split < steps
+    common = {"sampler_name": "euler", "scheduler": scheduler, "positive": prompts()[0], "negative": prompts()[1]}
+    first = comfy.sample.prepare_noise(empty()["samples"], 4)
+    latent = comfy.sample.sample(
+        shifted[0], first, 6, 4.0, latent_image=empty()["samples"], last_step=split, disable_pbar=True, seed=4, **common
+    )
+    native = comfy.sample.sample(
+        shifted[1], 0 * first, 6, 3.0, latent_image=latent, start_step=split, disable_pbar=True, seed=4, **common
+    )
+    ours = sampled(pair, steps=6, sampler_name="euler", scheduler=scheduler, shift=5.0, seed=4)[0]["samples"]
+    assert relative(ours, native) < 1e-5
 
 
 @pytest.mark.parametrize("scheduler", ["official", "simple"])
@@ -319,6 +332,15 @@ def test_report_counts_the_seconds_left():
     report.part = Part(1, 3)
     assert report.line(3, 4, 116.0).endswith(", 8 s left"), "with those of the last part"
     assert [preview.duration(s) for s in (59.4, 125, 3800)] == ["59 s", "2 min 5 s", "1 h 3 min"]
+
+
+def test_report_tells_the_memory_of_a_gpu(monkeypatch):
+    """What others take counts, what PyTorch only keeps for later does not."""
+    for name, gigabytes in (("mem_get_info", (10, 24)), ("memory_reserved", 6), ("memory_allocated", 2)):
+        value = tuple(2**30 * each for each in gigabytes) if isinstance(gigabytes, tuple) else 2**30 * gigabytes
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert preview.memory_text(torch.device("cuda")) == ", VRAM 10.0 of 24.0 GiB"
+    assert preview.memory_text(torch.device("cpu")) == ""
 
 
 def test_settings_of_the_plan_are_complete(pair):

@@ -30,7 +30,7 @@ from wancore.pocket.training.sound_report import CLIP, Part, held_out_parts, pic
 from wancore.pocket.voice import RATE
 from wancore.pocket.world import clip
 from wancore.wan_core.audio.clips import LEAD_IN
-from wancore.wan_core.sampling.presets import Settings
+from wancore.wan_core.sampling.presets import PRESETS, Settings
 
 EVERYTHING = bool(os.environ.get("WANCORE_ALL_PROMPTS"))
 SEEDS = (0, 1, 2) if EVERYTHING else (0,)
@@ -119,6 +119,15 @@ def obeyed(t2v: Studio) -> Obedience:
 def usual(obeyed: Obedience) -> Obedience:
     """The part of it that other ways to run are compared with."""
     return Obedience(obeyed.answers[: len(asked(FEW))])
+
+
+FILMED = {"balanced", "fast", "motion"}  # presets that clips are filmed with, here and in test_loras.py
+
+
+def test_presets_that_are_not_filmed_differ_from_one_in_steps_only():
+    """So no default changes without clips that were seen before and after."""
+    filmed = [replace(PRESETS[name].settings, steps=0) for name in FILMED]
+    assert {name for name, preset in PRESETS.items() if replace(preset.settings, steps=0) not in filmed} == set()
 
 
 @pytest.mark.slow

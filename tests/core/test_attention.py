@@ -1,0 +1,56 @@
+"""Which attention kernel is taken, and what attention is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from wancore.wan_core import attention as module
+from wancore.wan_core.attention import KERNELS, TORCH, Kernel, Place, agree, attention, choices, choose
+
+
+def test_the_first_kernel_that_is_there_and_accepts_the_place_is_taken():
+    place = Place(torch.device("cpu"), torch.float32, 128)
+    never = Kernel("not installed", attention, installed=lambda: False)
+    narrow = Kernel("narrow", attention, head_dims=(64,))
+    gpu = Kernel("gpu", attention, devices=("cuda",))
+    half = Kernel("half", attention, dtypes=(torch.float16, torch.bfloat16))
+    recent = Kernel("recent", attention, capability=(9, 0))
+    fits = Kernel("fits", attention, devices=("cpu",), dtypes=(torch.float32,), head_dims=(128,))
+    assert choose(place, (never, narrow, gpu, half, recent, fits, *KERNELS)) is fits
+    assert choose(place, (never, narrow, gpu, half, recent, *KERNELS)) is KERNELS[-1]
+    with pytest.raises(LookupError, match="narrow"):
+        choose(place, (narrow,))
+
+
+def test_attention_is_a_softmax_over_the_keys():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3 * 10, generator=generator, dtype=torch.float64) for n in (5, 7, 7))
+    heads = [x.unflatten(2, (3, 10)).transpose(1, 2) for x in (q, k, v)]
+    scores = (heads[0] @ heads[1].transpose(2, 3) / 10**0.5).softmax(dim=-1)
+    assert torch.allclose(attention(q, k, v, 3), (scores @ heads[2]).transpose(1, 2).flatten(2), atol=1e-12)
+
+
+def test_a_choice_can_be_carried_to_another_process(monkeypatch):
+    """Where its kernel is there; what was chosen here before gives way."""
+    q, k, v = torch.randn(3, 1, 5, 16).unbind(0)
+    usual = attention(q, k, v, 2)
+    rounds = Kernel("rounds", lambda *args: TORCH.run(*args).bfloat16().float())
+    monkeypatch.setattr(module, "KERNELS", (rounds, TORCH))
+    monkeypatch.setattr(module, "_AGREED", {})
+
+    def in_a_new_process():
+        monkeypatch.setattr(module, "_CHOSEN", {})
+
+    in_a_new_process()
+    rounded = attention(q, k, v, 2)
+    (place,) = chosen = choices()
+    assert chosen[place] == "rounds" and not torch.equal(rounded, usual)
+    agree({place: "torch", "another place": "rounds"})
+    assert torch.equal(attention(q, k, v, 2), usual)
+    in_a_new_process()
+    assert torch.equal(attention(q, k, v, 2), usual) and choices() == {place: "torch"}
+    monkeypatch.setattr(module, "KERNELS", (rounds, replace(TORCH, installed=lambda: False)))
+    in_a_new_process()
+    assert torch.equal(attention(q, k, v, 2), rounded)

@@ -2,14 +2,17 @@
 
 Writes files of random weights with the sizes of one Wan 2.2 A14B expert into FOLDER (8 to 29 GB each, deleted again),
 and loads each in a process of its own: with the pack's loader, with ComfyUI's Load Diffusion Model where it can, and
-plainly read from start to end. They take turns, and the least time of RUNS counts: the file is in the disk cache by
+plainly read from start to end. They take turns, and the least time of all runs counts: the file is in the disk cache by
 then, and other work on the machine only adds. The forward is tiny, but with the 512 tokens that a text encoder gives.
+Processes start together and wait, with all imported that ComfyUI has at its start, until it is their turn. The import
+of FlashAttention-4, which a process makes once if its clips are long enough, is measured after all else.
 Needs the environment of tools/test.py; COMFYUI_PATH is the ComfyUI to measure with.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -17,7 +20,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from pack import import_pack
 
 SHAPES = Path(__file__).parents[1] / "tests" / "shapes" / "t2v_A14B_expert.json"
 CHUNK = 64 * 2**20  # bytes written or read at once
-RUNS = 2
+RUNS = 3
 TEXT_TOKENS = 512
 GGUF_BLOCKS = {"Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144)}  # type number, elements and bytes of a block
 GGUF_F16, ALIGNMENT = 1, 32
@@ -169,14 +172,28 @@ def measure(way: str, path: Path) -> dict[str, float]:
 
         model_management.load_models_gpu([patcher])
         device = patcher.load_device
-        noise, text = torch.randn(1, 16, 1, 32, 32, device=device), torch.randn(1, TEXT_TOKENS, 4096, device=device)
+        width = patcher.model.diffusion_model.text_embedding[0].in_features
+        noise, text = torch.randn(1, 16, 1, 32, 32, device=device), torch.randn(1, TEXT_TOKENS, width, device=device)
         patcher.model.apply_model(noise, torch.tensor([0.9], device=device), c_crossattn=text)
         if device.type == "cuda":
             torch.cuda.synchronize()
     result["first"] = time.perf_counter() - start
     result["peak"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
     result["anonymous"] = _anonymous()
+    result["attention"] = _import_of_attention()
     return result
+
+
+def _import_of_attention() -> float:
+    """Seconds that the import of FlashAttention-4 takes; 0 where it is not installed, or was imported before."""
+    start = time.perf_counter()
+    if "flash_attn.cute" in sys.modules:
+        return 0.0
+    try:
+        importlib.import_module("flash_attn.cute")
+    except ImportError:
+        return 0.0
+    return time.perf_counter() - start
 
 
 def _anonymous() -> float:
@@ -193,14 +210,55 @@ def ways_of(kind: str) -> Iterator[str]:
     yield "ours"
 
 
-def row(kind: str, way: str, size: float, found: dict[str, float]) -> str:
-    """One line of the table."""
-    numbers = (found["load"], found["first"], found["peak"], found["anonymous"])
-    return f"| {kind} | {size:.1f} | {way} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |"
+class Waiting:
+    """A process that has imported ComfyUI, or will have, and measures one way when it is told to."""
+
+    def __init__(self, way: str, path: Path) -> None:
+        self.way = way
+        command = [sys.executable, __file__, "--measure", way, str(path)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ready(self) -> None:
+        """Returns when it has nothing more to import."""
+        assert self.process.stdout is not None
+        while (line := self.process.stdout.readline()) != READY:
+            if not line:
+                raise RuntimeError(f"{self.way} ended with {self.process.wait()} before it measured")
+
+    def measured(self) -> dict[str, float]:
+        """What `measure` found, now."""
+        out, _ = self.process.communicate("\n")
+        if self.process.returncode:
+            raise RuntimeError(f"{self.way} ended with {self.process.returncode}")
+        return json.loads(out.splitlines()[-1])
 
 
-HEADER = """| format | GB | by | load s | until a first forward s | peak RAM GB | of it not mapped GB |
-|---|---|---|---|---|---|---|"""
+def runs_of(path: Path, ways: Sequence[str], runs: int) -> dict[str, list[dict[str, float]]]:
+    """{way: what each of its runs found}; the ways take turns, each time in the other order."""
+    turns = [way for run in range(runs) for way in (ways if run % 2 == 0 else ways[::-1])]
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    at_once = max(1, os.cpu_count() or 1)  # what waits takes a core until it is ready, and no more then
+    for start in range(0, len(turns), at_once):
+        waiting = [Waiting(way, path) for way in turns[start : start + at_once]]
+        for each in waiting:
+            each.ready()
+        for each in waiting:
+            found[each.way].append(each.measured())
+    return found
+
+
+def rows(kind: str, size: float, found: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+    """Lines of the table: the least of each number."""
+    for way, runs in found.items():
+        least = {name: min(run[name] for run in runs) for name in runs[0]}
+        numbers = " | ".join(f"{least[name]:.2f}" for name in COLUMNS)
+        yield f"| {kind} | {size:.1f} | {way} | {numbers} |"
+
+
+READY = "ready\n"
+COLUMNS = ("load", "first", "peak", "anonymous", "attention")
+HEADER = """| format | GB | by | load s | until a forward s | peak RAM GB | of it not mapped GB | attention's import s |
+|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> int:
@@ -208,29 +266,38 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where the files are written and deleted again")
     parser.add_argument("--format", choices=FORMATS, action="append", help="default: all")
     parser.add_argument("--layers", type=int, default=40, help="of 40; fewer for a smaller machine")
+    parser.add_argument("--runs", type=int, default=RUNS, help="of each way")
+    parser.add_argument("--raw", type=Path, help="a file for every single number, as JSON")
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        start_comfyui()
-        print(json.dumps(measure(options.measure, options.folder)))
+        wait_and_measure(options.measure, options.folder)
         return 0
     print(HEADER, flush=True)
+    raw: dict[str, Any] = {}
     for kind in options.format or FORMATS:
         path = options.folder / f"wan2.2_t2v_high_noise_14B_{kind}{'.gguf' if kind in GGUF_BLOCKS else '.safetensors'}"
+        start = time.perf_counter()
         write(path, kind, options.layers)
+        print(f"{path.name}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         try:
-            runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways_of(kind)}
-            for _ in range(RUNS):
-                for way, found in runs.items():
-                    command = [sys.executable, __file__, "--measure", way, str(path)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    found.append(json.loads(done.stdout.splitlines()[-1]))
-            for way, found in runs.items():
-                least = {name: min(run[name] for run in found) for name in found[0]}
-                print(row(kind, way, path.stat().st_size / 1e9, least), flush=True)
+            raw[kind] = runs_of(path, tuple(ways_of(kind)), options.runs)
+            print(*rows(kind, path.stat().st_size / 1e9, raw[kind]), sep="\n", flush=True)
         finally:
             path.unlink()
+        if options.raw:
+            options.raw.write_text(json.dumps(raw, indent=1))
     return 0
+
+
+def wait_and_measure(way: str, path: Path) -> None:
+    """What a process of `Waiting` does."""
+    start_comfyui()
+    for name in ("comfy.sd", "wancore.nodes.bridge.model"):  # which a running ComfyUI has imported
+        importlib.import_module(name)
+    print(READY, end="", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(measure(way, path)))
 
 
 def start_comfyui() -> None:

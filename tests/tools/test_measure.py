@@ -37,6 +37,15 @@ def test_measuring_reads_a_whole_file(small, tmp_path):
     assert list(bench_loading.ways_of("Q8_0")) == ["read", "ours"]
 
 
+def test_a_process_of_its_own_measures_a_load(small, tmp_path):
+    bench_loading.write(tmp_path / "wan2.2_t2v_high_noise.gguf", "Q8_0")
+    found = bench_loading.runs_of(tmp_path / "wan2.2_t2v_high_noise.gguf", ("ours",), 1)
+    (run,) = found["ours"]
+    assert 0 < run["load"] < run["first"] and 0 <= run["peak"] < 1 and run["attention"] == 0
+    (row,) = bench_loading.rows("Q8_0", 0.1, found)
+    assert row.count("|") == bench_loading.HEADER.splitlines()[0].count("|")
+
+
 @torch.inference_mode()
 def test_errors_grow_as_bits_shrink():
     import_comfy()

@@ -180,7 +180,7 @@ def measure(way: str, path: Path) -> dict[str, float]:
     result["first"] = time.perf_counter() - start
     result["peak"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
     result["anonymous"] = _anonymous()
-    result["attention"] = _import_of_attention()
+    result["attention"] = _import_of_attention() if way == "ours" else 0.0
     return result
 
 
@@ -268,23 +268,32 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=40, help="of 40; fewer for a smaller machine")
     parser.add_argument("--runs", type=int, default=RUNS, help="of each way")
     parser.add_argument("--raw", type=Path, help="a file for every single number, as JSON")
+    parser.add_argument(
+        "--write", action="store_true", help="write the files only; a later call measures and keeps them"
+    )
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         wait_and_measure(options.measure, options.folder)
         return 0
-    print(HEADER, flush=True)
+    if not options.write:
+        print(HEADER, flush=True)
     raw: dict[str, Any] = {}
     for kind in options.format or FORMATS:
         path = options.folder / f"wan2.2_t2v_high_noise_14B_{kind}{'.gguf' if kind in GGUF_BLOCKS else '.safetensors'}"
-        start = time.perf_counter()
-        write(path, kind, options.layers)
-        print(f"{path.name}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        is_given = path.exists()
+        if not is_given:
+            start = time.perf_counter()
+            write(path, kind, options.layers)
+            print(f"{path.name}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        if options.write:
+            continue
         try:
             raw[kind] = runs_of(path, tuple(ways_of(kind)), options.runs)
             print(*rows(kind, path.stat().st_size / 1e9, raw[kind]), sep="\n", flush=True)
         finally:
-            path.unlink()
+            if not is_given:
+                path.unlink()
         if options.raw:
             options.raw.write_text(json.dumps(raw, indent=1))
     return 0

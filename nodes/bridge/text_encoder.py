@@ -32,9 +32,9 @@ from ...wan_core.text.tokenizer import END, FILES, PAD, TEXT_TOKENS, Tokenizer, 
 from ...wan_core.text.umt5 import UMT5Config, UMT5Encoder
 from ...wan_core.weights.families import TEXT_ENCODER
 from ...wan_core.weights.inspect import Checkpoint, inspect
-from ...wan_core.weights.keys import check_tensors
 from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
+from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
 from .branches import keep_quantised
 from .ops import wan_operations
 from .quantised import UNMARKED, native_form
@@ -222,6 +222,7 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     checkpoint = inspect(path)
     require(checkpoint, TEXT_ENCODER)
     path = str(checkpoint.path)
+    config = _config(checkpoint)
     files = files_of(checkpoint)
     tensors, metadata = read_tensors(checkpoint)
     check_small(tensors, repr(path))
@@ -231,7 +232,6 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     weights = {new: own[old] for old, new in encoder_names(own).items() if new.startswith(PARAMETERS)}
     if checkpoint.is_gguf:
         weights = _looked_up(weights)
-    config = _config(weights, path, packed=checkpoint.precision in ("packed", "nvfp4", "int4"))
     if not HAS_FTFY:
         logging.warning("WanCore: the package ftfy is missing; broken characters in prompts are not repaired.")
     clip = comfy.sd.CLIP(
@@ -262,12 +262,18 @@ def _patcher(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.Mo
     return load_text_encoder(path, disable_dynamic=disable_dynamic).patcher
 
 
-def _config(weights: Mapping[str, Tensor], path: str, *, packed: bool) -> UMT5Config:
-    """Sizes of the encoder, once every tensor is there in its right shape."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    config = UMT5Config.from_shapes(shapes)
+def _config(checkpoint: Checkpoint) -> UMT5Config:
+    """Sizes of the encoder, once every tensor is there in its right shape and type."""
+    where, named = repr(str(checkpoint.path)), checkpoint.names.items()
+    new = {old: new for old, new in encoder_names(checkpoint.shapes).items() if new.startswith(PARAMETERS)}
+    tensors = {new[old]: checkpoint.header.tensors[name] for name, old in named if old in new}
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    types = {name: entry.dtype for name, entry in tensors.items()}
+    config = sizes_of(UMT5Config, shapes, where, TEXT_ENCODER)
     expected = UMT5Encoder(config, device=torch.device("meta")).state_dict()
-    check_tensors(repr(path), shapes, {name: tuple(tensor.shape) for name, tensor in expected.items()}, packed=packed)
+    expected = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    check_tensors(where, TEXT_ENCODER, shapes, expected, packed=checkpoint.precision in ("packed", "nvfp4", "int4"))
+    check_types(where, TEXT_ENCODER, types, expected, quantised=checkpoint.quantised)
     return config
 
 

@@ -27,7 +27,6 @@ from wancore.nodes.bridge.text_encoder import load_text_encoder
 from wancore.nodes.bridge.vae import load_vae
 from wancore.wan_core.errors import InputError, WeightsFileError
 
-from ..core.test_weights import WRONG_KINDS
 from .quantised_files import family, is_known, weights, write_format
 
 LAYER = "blocks.1.ffn.0"
@@ -211,38 +210,3 @@ def test_a_file_replaced_by_another_one_keeps_its_content(tmp_path):
     (tmp_path / "new").write_bytes(b"short")
     os.replace(tmp_path / "new", path)
     assert predict(patcher).isfinite().all() and torch.equal(layer.weight.view(torch.uint8), bits)
-
-
-LOADERS = {
-    "model": load_model,
-    "text encoder": load_text_encoder,
-    "VAE": load_vae,
-    "CLIP vision": load_clip_vision,
-    "audio encoder": load_audio_encoder,
-    "LoRA": lambda path: apply_lora(None, path, "a", 1.0),
-}
-
-
-@pytest.fixture(scope="module")
-def no_weights(tmp_path_factory) -> list[str]:
-    """What stands in the place of weights: other contents, a folder, nothing, a dangling link, a pipe, zeros."""
-    folder = tmp_path_factory.mktemp("wrong")
-    paths = []
-    for number, (content, _) in enumerate(WRONG_KINDS.values()):
-        paths.append(folder / f"{number}.safetensors")
-        paths[-1].write_bytes(content)
-    (folder / "a folder").mkdir()
-    (folder / "dangling").symlink_to(folder / "nowhere")
-    paths += [folder / "a folder", folder / "nothing", folder / "dangling"]
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(folder / "pipe")
-        paths += [folder / "pipe", Path("/dev/zero")]
-    return [str(path) for path in paths]
-
-
-@pytest.mark.parametrize("loader", LOADERS)
-def test_no_loader_takes_what_is_no_weights_file(loader, no_weights):
-    for path in no_weights:
-        with pytest.raises(WeightsFileError) as error:
-            LOADERS[loader](path)
-        assert path in error.value.where and error.value.remedy, path

@@ -16,6 +16,7 @@ from ...wan_core.errors import WrongModelError
 from ...wan_core.weights import inspect, require
 from ...wan_core.weights.families import LORA
 from ...wan_core.weights.lora import PREFIX, module_of, official_name, rank_scale, why_unknown
+from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.names import is_distilled
 from .branches import has_quantised, reads_table
 from .facts import DISTILLED
@@ -93,7 +94,7 @@ def apply_lora(
                     patches.setdefault(key, []).append(value)
         return patches
 
-    row = LoraRow(name, strengths, _stamp(path))
+    row = LoraRow(name, strengths, MappedFile.of(os.path.abspath(path)))
     layers = {layer for name in shapes if (layer := _layer_of(name, key_map)) is not None} - misfit
     if not layers:
         _refuse(path, LoraMatch(name, strengths, beside, 0, tuple(unknown), tuple(sorted(misfit))))
@@ -162,12 +163,6 @@ def _fits(name: str, shape: Sequence[int], weight: Sequence[int]) -> bool:
     if name.endswith((".lora_up.weight", ".diff_b")):
         return shape[0] == weight[0]
     return not name.endswith(".diff") or tuple(shape) == tuple(weight)
-
-
-def _stamp(path: str) -> tuple[str, int, int]:
-    """Tells a file from another one that was put in its place."""
-    status = os.stat(path)
-    return os.path.abspath(path), status.st_mtime_ns, status.st_size
 
 
 def _bias(key: str) -> str:

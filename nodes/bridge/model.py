@@ -98,7 +98,8 @@ class HostedTransformer(WanTransformer):
         if self.config.audio_dim:
             sound = sound_conditioning(self, x, context, _sound_inputs(conds))
             conditioning = replace(sound, against=against)
-        hooks = hooks_of({**transformer_options, FILES: self.files})
+        files = (*self.files, *lora_table.files_beside(transformer_options))
+        hooks = hooks_of({**transformer_options, FILES: files})
         conditioning = with_variants(conditioning, self, x, hooks, conds)
         velocity = super().forward(x, timestep, conditioning, hooks)
         return velocity[:, :, :frames, :rows, :columns]

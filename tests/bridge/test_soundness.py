@@ -15,6 +15,7 @@ from ..comfy_host import import_comfy
 import_comfy()
 
 import comfy.model_management as management
+import comfy.sample
 import comfy.utils
 from comfy.quant_ops import QuantizedTensor
 from wancore.nodes.bridge import soundness
@@ -61,9 +62,21 @@ def changed(path: str, change) -> str:
 
 
 def predict(patcher, latent=0.0, text=0.0):
-    management.load_models_gpu([patcher])
-    noise, context = torch.randn(1, 16, 1, 8, 8) + latent, torch.randn(1, 16, family.TEXT_DIM) + text
-    return patcher.model.apply_model(noise, torch.tensor([0.9]), c_crossattn=context)
+    management.load_models_gpu([patcher, *patcher.get_nested_additional_models()])
+    seed = torch.Generator().manual_seed(0)
+    noise, context = (torch.randn(size, generator=seed) for size in ((1, 16, 1, 8, 8), (1, 16, family.TEXT_DIM)))
+    options = patcher.model_options.get("transformer_options", {})
+    call = patcher.model.apply_model
+    return call(noise + latent, torch.tensor([0.9]), c_crossattn=context + text, transformer_options=options)
+
+
+def sampled(patcher):
+    """A run of one step by ComfyUI's own sampler."""
+    text = torch.randn(1, 16, family.TEXT_DIM, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    conditions = [[text, {}]]
+    settings = (1, 1.0, "euler", "simple", conditions, conditions, torch.zeros_like(noise))
+    return comfy.sample.sample(patcher, noise, *settings, disable_pbar=True)
 
 
 SMALL = {  # kind of file: tensor, value, what is said
@@ -186,6 +199,56 @@ def test_the_other_parts_are_named_too(tmp_path, monkeypatch):
         with pytest.raises(WeightsFileError) as error:
             answer(encoder)
         assert named in error.value.found and member.name in error.value.where
+
+
+def style(folder: Path) -> str:
+    """A LoRA of one layer."""
+    width, inputs = weights()[f"{LAYER}.weight"].shape
+    pair = {"lora_A.weight": torch.ones(64, inputs), "lora_B.weight": torch.full((width, 64), 1e-3)}
+    path = folder / "style.safetensors"
+    save_file({f"diffusion_model.{LAYER}.{part}": tensor for part, tensor in pair.items()}, path)
+    return str(path)
+
+
+def cut_off(path: str) -> None:
+    os.truncate(path, 500)
+
+
+def written_over(path: str) -> None:
+    """In its place, by one that is as long, as a trainer does."""
+    with open(path, "r+b") as file:
+        file.write(os.urandom(os.path.getsize(path)))
+    os.utime(path, ns=(0, 0))
+
+
+@pytest.mark.parametrize(("change", "words"), [(cut_off, "cut off"), (written_over, "written over")])
+def test_a_lora_that_changes_while_it_is_in_use_is_no_crash(change, words, tmp_path):
+    base, path = load_model(written(tmp_path, "Q8_0")), style(tmp_path)
+    patched = apply_lora(base, path, "style", 1.0, merge=False)[0]
+    assert predict(patched).isfinite().all() and not torch.equal(predict(patched), predict(base))
+    base.model.diffusion_model.blocks[0].register_forward_hook(lambda *_: change(path))
+    with pytest.raises(WeightsFileError, match=words) as error:  # before the next block
+        predict(patched)
+    assert path in error.value.where
+    with pytest.raises(WeightsFileError, match=words):  # before the next call
+        predict(patched)
+    merged = apply_lora(load_model(written(tmp_path, "bf16")), style(tmp_path), "style", 1.0)[0]
+    change(path)
+    with pytest.raises(WeightsFileError, match=words):  # before the next run merges it
+        sampled(merged)
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "beside"])
+def test_a_lora_that_is_replaced_or_deleted_keeps_its_content(merge, tmp_path):
+    path = style(tmp_path)
+    patched = apply_lora(load_model(written(tmp_path, "bf16")), path, "style", 1.0, merge=merge)[0]
+    before = sampled(patched)
+    (tmp_path / "new").write_bytes(b"short")
+    os.replace(tmp_path / "new", path)
+    assert torch.equal(sampled(patched), before)
+    os.unlink(path)
+    management.unload_all_models()
+    assert torch.equal(sampled(patched), before)
 
 
 @pytest.mark.parametrize("kind", ["fp8 plain", "Q8_0", "LightX2V fp8"])

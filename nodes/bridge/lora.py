@@ -24,7 +24,7 @@ from .lora_table import LoraRow, can_read_table, rows_of, with_row
 from .soundness import check_lora
 
 SHOWN = 3  # names in a report
-DOWN = ".lora_down.weight"
+DOWN, UP = ".lora_down.weight", ".lora_up.weight"
 DELTAS = (".diff", ".diff_b")  # whole differences, beside the low-rank ones
 
 
@@ -134,16 +134,24 @@ def _parts(lora: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _strangers(
     shapes: Mapping[str, Sequence[int]], key_map: Mapping[str, str], model: Any
 ) -> tuple[list[str], set[str]]:
-    """Returns the layers that the model does not have, and those whose shape is another."""
+    """Returns the layers that the model does not have, and those whose shape is another or whose halves do not join."""
     unknown: dict[str, None] = {}
     misfit: set[str] = set()
     for name, shape in shapes.items():
         layer = _layer_of(name, key_map)
         if layer is None:
             unknown[module_of(name)] = None
-        elif not _fits(name, shape, comfy.utils.get_attr(model, key_map[layer]).shape):
+            continue
+        is_apart = name.endswith(DOWN) and not _joins(shape, name.removesuffix(DOWN), shapes)
+        if is_apart or not _fits(name, shape, comfy.utils.get_attr(model, key_map[layer]).shape):
             misfit.add(layer)
     return list(unknown), misfit
+
+
+def _joins(down: Sequence[int], layer: str, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """True if the other half of a low-rank pair has the same rank, or is none; a third part between them may differ."""
+    up = shapes.get(layer + UP, ())
+    return len(up) < 2 or layer + ".lora_mid.weight" in shapes or up[1] == down[0]
 
 
 def _layer_of(name: str, key_map: Mapping[str, str]) -> str | None:
@@ -160,7 +168,7 @@ def _fits(name: str, shape: Sequence[int], weight: Sequence[int]) -> bool:
     """Compares the outer sizes of a low-rank pair or a whole difference with the weight's; others pass."""
     if name.endswith(DOWN):
         return math.prod(shape[1:]) == math.prod(weight[1:])
-    if name.endswith((".lora_up.weight", ".diff_b")):
+    if name.endswith((UP, ".diff_b")):
         return shape[0] == weight[0]
     return not name.endswith(".diff") or tuple(shape) == tuple(weight)
 

@@ -21,8 +21,8 @@ from wancore.wan_core.weights import inspect
 from .quantised_files import NATIVE, family, is_block_matrix, is_known, weights, write_format
 
 FORMATS = [*NATIVE, "fp8 scaled", "fp8 comfy_quant", "fp8 metadata", "fp8 plain", "fp8 e5m2 plain"]
-# Both loaders compute in bfloat16, in another order, which rounding to 4 bits makes larger. Of plain float8 files ComfyUI
-# rounds biases and embeddings too.
+# Both loaders compute in bfloat16, in another order, which rounding to 4 bits makes larger. Of plain float8 files
+# ComfyUI rounds biases and embeddings too.
 ROUNDED = {"convrot_w4a4": 0.1, "fp8 plain": 0.1, "fp8 e5m2 plain": 0.1}
 MATRICES = [name for name, weight in weights().items() if is_block_matrix(name, weight)]
 

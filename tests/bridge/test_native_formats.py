@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +68,29 @@ def answer(patcher: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     noise, text = (torch.randn(size, generator=generator) for size in ((1, 16, 3, 8, 8), (1, 512, family.TEXT_DIM)))
     return patcher.model.apply_model(noise, torch.tensor([0.9]), c_crossattn=text)
+
+
+def mapped_and_packed(patcher: Any, path: str) -> tuple[int, int]:
+    """Bytes of the weights that lie in the file itself, of which nothing has made a copy; and of the packed matrices."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(path)]
+    ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+    is_mapped, packed = 0, 0
+    for parameter in patcher.model.diffusion_model.parameters():
+        tensor = parameter._qdata if isinstance(parameter, QuantizedTensor) else parameter
+        size = tensor.numel() * tensor.element_size()
+        packed += size if tensor.element_size() == 1 else 0
+        is_mapped += size if any(start <= tensor.data_ptr() < end for start, end in ranges) else 0
+    return is_mapped, packed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("kind", [kind for kind in (*FORMATS, "LightX2V fp8", "Q8_0", "Q4_K") if is_known(kind)])
+def test_nothing_is_copied_on_loading_that_comfyui_maps(kind, tmp_path):
+    path = write_format(tmp_path / "wan2.2_t2v_high_noise_14B", kind)
+    mine, packed = mapped_and_packed(load_model(path), path)
+    assert mine >= packed > 10**6
+    if kind in FORMATS:
+        assert mine >= mapped_and_packed(native(path), path)[0]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if is_known(kind)])

@@ -71,7 +71,7 @@ def answer(patcher: Any) -> Tensor:
 
 
 def mapped_and_packed(patcher: Any, path: str) -> tuple[int, int]:
-    """Bytes of the weights that lie in the file itself, of which nothing has made a copy; and of the packed matrices."""
+    """Bytes of the weights that lie in the file itself, not in a copy of it; and of the packed matrices."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(path)]
     ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
     is_mapped, packed = 0, 0

@@ -290,10 +290,9 @@ def check_model_file(checkpoint: Checkpoint) -> None:
     """
     require(checkpoint, DIFFUSION_MODEL)
     assert checkpoint.config is not None
-    packed = checkpoint.precision in ("nvfp4", "int4")
     expected, known = _expected_shapes(checkpoint.config)
     where = repr(str(checkpoint.path))
-    check_tensors(where, DIFFUSION_MODEL, {**known, **checkpoint.shapes}, expected, packed=packed)
+    check_tensors(where, DIFFUSION_MODEL, {**known, **checkpoint.shapes}, expected, packed=checkpoint.is_packed)
     check_types(where, DIFFUSION_MODEL, checkpoint.types, expected, quantised=checkpoint.quantised)
 
 

@@ -272,7 +272,9 @@ def _config(checkpoint: Checkpoint) -> UMT5Config:
     config = sizes_of(UMT5Config, shapes, where, TEXT_ENCODER)
     expected = UMT5Encoder(config, device=torch.device("meta")).state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    check_tensors(where, TEXT_ENCODER, shapes, expected, packed=checkpoint.precision in ("packed", "nvfp4", "int4"))
+    check_tensors(
+        where, TEXT_ENCODER, shapes, expected, packed=checkpoint.is_packed or checkpoint.precision == "packed"
+    )
     check_types(where, TEXT_ENCODER, types, expected, quantised=checkpoint.quantised)
     return config
 

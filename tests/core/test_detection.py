@@ -338,6 +338,33 @@ def test_loras_are_judged_by_their_layers(spelling, parts, tmp_path):
     assert not passes(check_lora, models["ti2v_5B"], lora)
 
 
+LAYER = "diffusion_model.blocks.3.self_attn.q"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "fits"),
+    [
+        ({"lora_down.weight": [8, 5120], "lora_up.weight": [5120, 8]}, True),
+        ({"lora_down.weight": [8, 5120], "lora_up.weight": [5120, 4]}, False),
+        ({"lora_down.weight": [8, 5120], "lora_up.weight": [3072, 8]}, False),
+        ({"diff_b": [5120]}, True),
+        ({"diff": [5120, 1]}, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bf16", "nvfp4", "Q4_K"])
+def test_the_doctor_judges_loras_as_the_loader_does(kind, shapes, fits, tmp_path):
+    """Halves of other ranks and sizes do not fit, whatever the model is stored as; packed matrices are half as wide."""
+    make = {"bf16": single, "nvfp4": lambda *at: blocks(*at, "U8", 2, 16, "F8_E4M3", "comfy_quant"),
+            "Q4_K": lambda *at: gguf(*at, "Q4_K")}[kind]  # fmt: skip
+    model = make(tmp_path, "t2v_A14B_expert")
+    tensors = {f"{LAYER}.{part}": ("F16", shape) for part, shape in shapes.items()}
+    lora = files.write_hollow(tmp_path / "lora.safetensors", tensors)
+    diagnosis = diagnose([model, lora])
+    assert diagnosis.healthy == fits, diagnosis.report()
+    if not fits:
+        assert "blocks.3.self_attn.q" in diagnosis.report() and "Take a LoRA made for" in diagnosis.report()
+
+
 def test_compute_path(parts, tmp_path):
     fp8 = inspect(scaled(tmp_path, "t2v_1.3B", "scale_weight", "scaled_fp8"))
     hopper, ampere, turing = (Card((major, minor), 24.0, (2, 11)) for major, minor in ((9, 0), (8, 6), (7, 5)))

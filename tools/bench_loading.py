@@ -16,7 +16,6 @@ import importlib
 import json
 import os
 import resource
-import struct
 import subprocess
 import sys
 import time
@@ -26,113 +25,20 @@ from typing import Any
 
 from pack import import_pack
 
-SHAPES = Path(__file__).parents[1] / "tests" / "shapes" / "t2v_A14B_expert.json"
-CHUNK = 64 * 2**20  # bytes written or read at once
+SHAPES = "t2v_A14B_expert"
+CHUNK = 64 * 2**20  # bytes read at once
 RUNS = 3
 TEXT_TOKENS = 512
-GGUF_BLOCKS = {"Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144)}  # type number, elements and bytes of a block
-GGUF_F16, ALIGNMENT = 1, 32
-FORMATS = ("bf16", "fp8_scaled", *GGUF_BLOCKS)
+FORMATS = ("bf16", "fp8", "Q8_0", "Q4_K")
+IN_BLOCKS = ("Q8_0", "Q4_K")
 
 
-def shapes(layers: int = 40) -> dict[str, list[int]]:
-    """{official name: shape} of an expert, with fewer layers if asked for."""
-    named = json.loads(SHAPES.read_text())["shapes"]
-    return {name: size for name, size in named.items() if not _is_cut(name, layers)}
-
-
-def _is_cut(name: str, layers: int) -> bool:
-    return name.startswith("blocks.") and int(name.split(".")[1]) >= layers
-
-
-def write(path: Path, kind: str, layers: int = 40) -> None:
+def write(path: Path, kind: str, layers: int | None = None) -> None:
     """Writes one file of random weights in one of FORMATS."""
-    if kind in GGUF_BLOCKS:
-        _write_gguf(path, kind, shapes(layers))
-        return
-    table: dict[str, Any] = {}
-    parts: list[tuple[str, int]] = []
-    position = 0
-    for name, shape in shapes(layers).items():
-        small = kind == "fp8_scaled" and name.startswith("blocks.") and len(shape) == 2
-        rows = [(name, "F8_E4M3" if small else "BF16", shape, 1 if small else 2)]
-        if small:
-            rows.append((name.replace("weight", "scale_weight"), "F32", [], 4))
-        for each, dtype, size, width in rows:
-            count = width * _count(size)
-            table[each] = {"dtype": dtype, "shape": size, "data_offsets": [position, position + count]}
-            parts.append((dtype, count))
-            position += count
-    if kind == "fp8_scaled":
-        table["scaled_fp8"] = {"dtype": "F8_E4M3", "shape": [0], "data_offsets": [position, position]}
-    header = json.dumps(table).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for dtype, count in parts:
-            _write_random(file, dtype, count)
+    import_pack()
+    from wancore.tools.benchmark.memory import files  # imports PyTorch, before which a measuring process has to set up
 
-
-def _write_gguf(path: Path, kind: str, named: dict[str, list[int]]) -> None:
-    number, elements, nbytes = GGUF_BLOCKS[kind]
-    header, parts, offset = b"", [], 0
-    for name, shape in named.items():
-        block = name.startswith("blocks.") and len(shape) == 2
-        sizes = [*shape[:2], *shape[3:]] if len(shape) == 5 else shape
-        axes = list(reversed(sizes))
-        count = _count(shape) // elements * nbytes if block else 2 * _count(shape)
-        header += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(axes))
-        header += struct.pack(f"<{len(axes)}QIQ", *axes, number if block else GGUF_F16, offset)
-        parts.append((kind if block else "F16", count))
-        offset += count + -count % ALIGNMENT
-    key, value = b"general.architecture", b"wan"
-    fields = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
-    start = b"GGUF" + struct.pack("<IQQ", 3, len(named), 1) + fields + header
-    with path.open("wb") as file:
-        file.write(start + bytes(-len(start) % ALIGNMENT))
-        for dtype, count in parts:
-            _write_random(file, dtype, count)
-            file.write(bytes(-count % ALIGNMENT))
-
-
-def _count(shape: list[int]) -> int:
-    total = 1
-    for axis in shape:
-        total *= axis
-    return total
-
-
-_RANDOM: dict[str, bytes] = {}
-
-
-def _write_random(file: Any, dtype: str, count: int) -> None:
-    """Finite numbers of the size of weights; the same ones again and again."""
-    if dtype not in _RANDOM:
-        _RANDOM[dtype] = _random(dtype)
-    data = memoryview(_RANDOM[dtype])
-    while count:
-        taken = min(count, len(data))
-        file.write(data[:taken])
-        count -= taken
-
-
-def _random(dtype: str) -> bytes:
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    if dtype == "F32":
-        return struct.pack("<f", 1e-3)
-    if dtype in GGUF_BLOCKS:
-        _, _, nbytes = GGUF_BLOCKS[dtype]
-        blocks = torch.randint(0, 256, (CHUNK // nbytes, nbytes), dtype=torch.uint8, generator=generator)
-        halves = torch.tensor([1e-4, 1e-4], dtype=torch.float16).view(torch.uint8)
-        heads = 2 if dtype == "Q8_0" else 4
-        blocks[:, :heads] = halves[:heads]
-        return blocks.numpy().tobytes()
-    kinds = {"BF16": (torch.bfloat16, 0.02), "F16": (torch.float16, 0.02), "F8_E4M3": (torch.float8_e4m3fn, 20.0)}
-    kind, size = kinds[dtype]
-    values = (size * torch.randn(CHUNK // kind.itemsize, generator=generator)).to(kind)
-    return values.view(torch.uint8).numpy().tobytes()
+    files.transformer(path, SHAPES, kind, layers=layers)
 
 
 def load_natively(path: Path) -> Any:
@@ -205,7 +111,7 @@ def _anonymous() -> float:
 def ways_of(kind: str) -> Iterator[str]:
     """How a file of this format can be read."""
     yield "read"
-    if kind not in GGUF_BLOCKS:
+    if kind not in IN_BLOCKS:
         yield "native"
     yield "ours"
 
@@ -265,7 +171,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the files are written and deleted again")
     parser.add_argument("--format", choices=FORMATS, action="append", help="default: all")
-    parser.add_argument("--layers", type=int, default=40, help="of 40; fewer for a smaller machine")
+    parser.add_argument("--layers", type=int, help="of 40; fewer for a smaller machine")
     parser.add_argument("--runs", type=int, default=RUNS, help="of each way")
     parser.add_argument("--raw", type=Path, help="a file for every single number, as JSON")
     parser.add_argument(
@@ -280,7 +186,7 @@ def main() -> int:
         print(HEADER, flush=True)
     raw: dict[str, Any] = {}
     for kind in options.format or FORMATS:
-        path = options.folder / f"wan2.2_t2v_high_noise_14B_{kind}{'.gguf' if kind in GGUF_BLOCKS else '.safetensors'}"
+        path = options.folder / f"wan2.2_t2v_high_noise_14B_{kind}{'.gguf' if kind in IN_BLOCKS else '.safetensors'}"
         is_given = path.exists()
         if not is_given:
             start = time.perf_counter()

@@ -6,6 +6,7 @@ import bench_loading
 import measure_precision
 import pytest
 import torch
+from wancore.tools.benchmark.memory import files
 from wancore.wan_core.weights import inspect
 
 from ..comfy_host import import_comfy
@@ -15,19 +16,18 @@ WIDTHS = {5120: 256, 13824: 512, 30720: 1536, 4096: 128}
 
 @pytest.fixture
 def small(monkeypatch):
-    full = bench_loading.shapes(2)
-    named = {name: [WIDTHS.get(axis, axis) for axis in shape] for name, shape in full.items()}
-    monkeypatch.setattr(bench_loading, "shapes", lambda layers=40: named)
+    full = files.shapes_of(bench_loading.SHAPES, 2, WIDTHS)
+    monkeypatch.setattr(files, "shapes_of", lambda name, layers=None: full)
 
 
 @pytest.mark.parametrize("kind", bench_loading.FORMATS)
 def test_written_files_are_of_their_format(kind, small, tmp_path):
-    path = tmp_path / f"wan2.2_t2v_high_noise.{'gguf' if kind in bench_loading.GGUF_BLOCKS else 'safetensors'}"
+    path = tmp_path / f"wan2.2_t2v_high_noise.{'gguf' if kind in bench_loading.IN_BLOCKS else 'safetensors'}"
     bench_loading.write(path, kind)
     found = inspect(path)
     assert (found.family.id, found.config.dim, found.config.num_layers) == ("t2v-A14B", 256, 2)
-    assert found.precision == {"fp8_scaled": "fp8_e4m3fn"}.get(kind, kind)
-    assert found.quantised == {"fp8_scaled": "scaled_fp8"}.get(kind, "")
+    assert found.precision == {"fp8": "fp8_e4m3fn"}.get(kind, kind)
+    assert found.quantised == {"fp8": "scaled_fp8"}.get(kind, "")
 
 
 def test_measuring_reads_a_whole_file(small, tmp_path):

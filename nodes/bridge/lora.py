@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import comfy.utils
 import torch
 
 from ...wan_core.errors import WrongModelError
-from ...wan_core.weights import inspect, require
+from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import LORA
 from ...wan_core.weights.lora import DOWN, PREFIX, layer_of, official_name, rank_scale, strangers, why_unknown
 from ...wan_core.weights.mapped import MappedFile
@@ -78,24 +78,11 @@ def apply_lora(
     key_map = comfy.lora.model_lora_keys_unet(patcher.model, {})
     shapes = {official_name(name): shape for name, shape in checkpoint.shapes.items()}
     unknown, misfit, layers = strangers(shapes, partial(_weight_of, patcher.model, key_map))
-    known = patcher.model.state_dict().keys()
     beside = can_read_table(patcher) and not (merge and len(strengths) == 1 and not has_quantised(patcher.model))
-
-    def read() -> dict[str, list[Any]]:
-        tensors = comfy.utils.load_torch_file(path, safe_load=True)
-        check_lora(tensors, repr(path))
-        lora = _readable(tensors, rank_scale(checkpoint.metadata))
-        fitting = {name: tensor for name, tensor in lora.items() if layer_of(name, key_map.__contains__) not in misfit}
-        patches: dict[str, list[Any]] = {}
-        for part in _parts(fitting):
-            for key, value in comfy.lora.load_lora(part, key_map, log_missing=False).items():
-                if key in known and (not beside or reads_table(patcher.model, key)):
-                    patches.setdefault(key, []).append(value)
-        return patches
-
     row = LoraRow(name, strengths, MappedFile.of(os.path.abspath(path)))
     if not layers:
         _refuse(path, LoraMatch(name, strengths, beside, 0, tuple(unknown), tuple(sorted(misfit))))
+    read = partial(_patches, patcher.model, checkpoint, key_map, misfit, beside=beside)
     clone = with_row(patcher, row, read, beside=beside)
     targets = set(rows_of(clone)[-1].keys)
     applied = {layer for layer in layers if key_map[layer] in targets or _bias(key_map[layer]) in targets}
@@ -109,6 +96,24 @@ def apply_lora(
     if is_distilled(name):
         clone.set_attachments(DISTILLED, name)
     return clone, match
+
+
+def _patches(
+    model: Any, checkpoint: Checkpoint, key_map: Mapping[str, str], misfit: Collection[str], *, beside: bool
+) -> dict[str, list[Any]]:
+    """Reads a LoRA: {key of a weight in the model: values of ComfyUI's patches}, without the layers that do not fit."""
+    path = str(checkpoint.path)
+    tensors = comfy.utils.load_torch_file(path, safe_load=True)
+    check_lora(tensors, repr(path))
+    lora = _readable(tensors, rank_scale(checkpoint.metadata))
+    fitting = {name: tensor for name, tensor in lora.items() if layer_of(name, key_map.__contains__) not in misfit}
+    known = model.state_dict().keys()
+    patches: dict[str, list[Any]] = {}
+    for part in _parts(fitting):
+        for key, value in comfy.lora.load_lora(part, key_map, log_missing=False).items():
+            if key in known and (not beside or reads_table(model, key)):
+                patches.setdefault(key, []).append(value)
+    return patches
 
 
 def _readable(tensors: Mapping[str, Any], scale: float) -> dict[str, Any]:

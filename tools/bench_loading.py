@@ -28,6 +28,7 @@ from pack import import_pack
 SHAPES = "t2v_A14B_expert"
 CHUNK = 64 * 2**20  # bytes read at once
 RUNS = 3
+AT_ONCE = 6  # processes that wait
 TEXT_TOKENS = 512
 FORMATS = ("bf16", "fp8", "Q8_0", "Q4_K")
 IN_BLOCKS = ("Q8_0", "Q4_K")
@@ -143,7 +144,7 @@ def runs_of(path: Path, ways: Sequence[str], runs: int) -> dict[str, list[dict[s
     """{way: what each of its runs found}; the ways take turns, each time in the other order."""
     turns = [way for run in range(runs) for way in (ways if run % 2 == 0 else ways[::-1])]
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    at_once = max(1, os.cpu_count() or 1)  # what waits takes a core until it is ready, and no more then
+    at_once = min(AT_ONCE, os.cpu_count() or 1)  # what waits takes a core until it is ready, and some memory
     for start in range(0, len(turns), at_once):
         waiting = [Waiting(way, path) for way in turns[start : start + at_once]]
         for each in waiting:

@@ -2,134 +2,44 @@
 
 Writes files of random weights with the sizes of one Wan 2.2 A14B expert into FOLDER (8 to 29 GB each, deleted again),
 and loads each in a process of its own: with the pack's loader, with ComfyUI's Load Diffusion Model where it can, and
-plainly read from start to end. They take turns, and the least time of RUNS counts: the file is in the disk cache by
+plainly read from start to end. They take turns, and the least time of all runs counts: the file is in the disk cache by
 then, and other work on the machine only adds. The forward is tiny, but with the 512 tokens that a text encoder gives.
+Processes start together and wait, with all imported that ComfyUI has at its start, until it is their turn. The import
+of FlashAttention-4, which a process makes once if its clips are long enough, is measured after all else.
 Needs the environment of tools/test.py; COMFYUI_PATH is the ComfyUI to measure with.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pack import import_pack
 
-SHAPES = Path(__file__).parents[1] / "tests" / "shapes" / "t2v_A14B_expert.json"
-CHUNK = 64 * 2**20  # bytes written or read at once
-RUNS = 2
+SHAPES = "t2v_A14B_expert"
+CHUNK = 64 * 2**20  # bytes read at once
+RUNS = 3
+AT_ONCE = 6  # processes that wait
 TEXT_TOKENS = 512
-GGUF_BLOCKS = {"Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144)}  # type number, elements and bytes of a block
-GGUF_F16, ALIGNMENT = 1, 32
-FORMATS = ("bf16", "fp8_scaled", *GGUF_BLOCKS)
+FORMATS = ("bf16", "fp8", "Q8_0", "Q4_K")
+IN_BLOCKS = ("Q8_0", "Q4_K")
 
 
-def shapes(layers: int = 40) -> dict[str, list[int]]:
-    """{official name: shape} of an expert, with fewer layers if asked for."""
-    named = json.loads(SHAPES.read_text())["shapes"]
-    return {name: size for name, size in named.items() if not _is_cut(name, layers)}
-
-
-def _is_cut(name: str, layers: int) -> bool:
-    return name.startswith("blocks.") and int(name.split(".")[1]) >= layers
-
-
-def write(path: Path, kind: str, layers: int = 40) -> None:
+def write(path: Path, kind: str, layers: int | None = None) -> None:
     """Writes one file of random weights in one of FORMATS."""
-    if kind in GGUF_BLOCKS:
-        _write_gguf(path, kind, shapes(layers))
-        return
-    table: dict[str, Any] = {}
-    parts: list[tuple[str, int]] = []
-    position = 0
-    for name, shape in shapes(layers).items():
-        small = kind == "fp8_scaled" and name.startswith("blocks.") and len(shape) == 2
-        rows = [(name, "F8_E4M3" if small else "BF16", shape, 1 if small else 2)]
-        if small:
-            rows.append((name.replace("weight", "scale_weight"), "F32", [], 4))
-        for each, dtype, size, width in rows:
-            count = width * _count(size)
-            table[each] = {"dtype": dtype, "shape": size, "data_offsets": [position, position + count]}
-            parts.append((dtype, count))
-            position += count
-    if kind == "fp8_scaled":
-        table["scaled_fp8"] = {"dtype": "F8_E4M3", "shape": [0], "data_offsets": [position, position]}
-    header = json.dumps(table).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for dtype, count in parts:
-            _write_random(file, dtype, count)
+    import_pack()
+    from wancore.tools.benchmark.memory import files  # imports PyTorch, before which a measuring process has to set up
 
-
-def _write_gguf(path: Path, kind: str, named: dict[str, list[int]]) -> None:
-    number, elements, nbytes = GGUF_BLOCKS[kind]
-    header, parts, offset = b"", [], 0
-    for name, shape in named.items():
-        block = name.startswith("blocks.") and len(shape) == 2
-        sizes = [*shape[:2], *shape[3:]] if len(shape) == 5 else shape
-        axes = list(reversed(sizes))
-        count = _count(shape) // elements * nbytes if block else 2 * _count(shape)
-        header += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(axes))
-        header += struct.pack(f"<{len(axes)}QIQ", *axes, number if block else GGUF_F16, offset)
-        parts.append((kind if block else "F16", count))
-        offset += count + -count % ALIGNMENT
-    key, value = b"general.architecture", b"wan"
-    fields = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
-    start = b"GGUF" + struct.pack("<IQQ", 3, len(named), 1) + fields + header
-    with path.open("wb") as file:
-        file.write(start + bytes(-len(start) % ALIGNMENT))
-        for dtype, count in parts:
-            _write_random(file, dtype, count)
-            file.write(bytes(-count % ALIGNMENT))
-
-
-def _count(shape: list[int]) -> int:
-    total = 1
-    for axis in shape:
-        total *= axis
-    return total
-
-
-_RANDOM: dict[str, bytes] = {}
-
-
-def _write_random(file: Any, dtype: str, count: int) -> None:
-    """Finite numbers of the size of weights; the same ones again and again."""
-    if dtype not in _RANDOM:
-        _RANDOM[dtype] = _random(dtype)
-    data = memoryview(_RANDOM[dtype])
-    while count:
-        taken = min(count, len(data))
-        file.write(data[:taken])
-        count -= taken
-
-
-def _random(dtype: str) -> bytes:
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    if dtype == "F32":
-        return struct.pack("<f", 1e-3)
-    if dtype in GGUF_BLOCKS:
-        _, _, nbytes = GGUF_BLOCKS[dtype]
-        blocks = torch.randint(0, 256, (CHUNK // nbytes, nbytes), dtype=torch.uint8, generator=generator)
-        halves = torch.tensor([1e-4, 1e-4], dtype=torch.float16).view(torch.uint8)
-        heads = 2 if dtype == "Q8_0" else 4
-        blocks[:, :heads] = halves[:heads]
-        return blocks.numpy().tobytes()
-    kinds = {"BF16": (torch.bfloat16, 0.02), "F16": (torch.float16, 0.02), "F8_E4M3": (torch.float8_e4m3fn, 20.0)}
-    kind, size = kinds[dtype]
-    values = (size * torch.randn(CHUNK // kind.itemsize, generator=generator)).to(kind)
-    return values.view(torch.uint8).numpy().tobytes()
+    files.transformer(path, SHAPES, kind, layers=layers)
 
 
 def load_natively(path: Path) -> Any:
@@ -169,14 +79,28 @@ def measure(way: str, path: Path) -> dict[str, float]:
 
         model_management.load_models_gpu([patcher])
         device = patcher.load_device
-        noise, text = torch.randn(1, 16, 1, 32, 32, device=device), torch.randn(1, TEXT_TOKENS, 4096, device=device)
+        width = patcher.model.diffusion_model.text_embedding[0].in_features
+        noise, text = torch.randn(1, 16, 1, 32, 32, device=device), torch.randn(1, TEXT_TOKENS, width, device=device)
         patcher.model.apply_model(noise, torch.tensor([0.9], device=device), c_crossattn=text)
         if device.type == "cuda":
             torch.cuda.synchronize()
     result["first"] = time.perf_counter() - start
     result["peak"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
     result["anonymous"] = _anonymous()
+    result["attention"] = _import_of_attention() if way == "ours" else 0.0
     return result
+
+
+def _import_of_attention() -> float:
+    """Seconds that the import of FlashAttention-4 takes; 0 where it is not installed, or was imported before."""
+    start = time.perf_counter()
+    if "flash_attn.cute" in sys.modules:
+        return 0.0
+    try:
+        importlib.import_module("flash_attn.cute")
+    except ImportError:
+        return 0.0
+    return time.perf_counter() - start
 
 
 def _anonymous() -> float:
@@ -188,49 +112,108 @@ def _anonymous() -> float:
 def ways_of(kind: str) -> Iterator[str]:
     """How a file of this format can be read."""
     yield "read"
-    if kind not in GGUF_BLOCKS:
+    if kind not in IN_BLOCKS:
         yield "native"
     yield "ours"
 
 
-def row(kind: str, way: str, size: float, found: dict[str, float]) -> str:
-    """One line of the table."""
-    numbers = (found["load"], found["first"], found["peak"], found["anonymous"])
-    return f"| {kind} | {size:.1f} | {way} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |"
+class Waiting:
+    """A process that has imported ComfyUI, or will have, and measures one way when it is told to."""
+
+    def __init__(self, way: str, path: Path) -> None:
+        self.way = way
+        command = [sys.executable, __file__, "--measure", way, str(path)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ready(self) -> None:
+        """Returns when it has nothing more to import."""
+        assert self.process.stdout is not None
+        while (line := self.process.stdout.readline()) != READY:
+            if not line:
+                raise RuntimeError(f"{self.way} ended with {self.process.wait()} before it measured")
+
+    def measured(self) -> dict[str, float]:
+        """What `measure` found, now."""
+        out, _ = self.process.communicate("\n")
+        if self.process.returncode:
+            raise RuntimeError(f"{self.way} ended with {self.process.returncode}")
+        return json.loads(out.splitlines()[-1])
 
 
-HEADER = """| format | GB | by | load s | until a first forward s | peak RAM GB | of it not mapped GB |
-|---|---|---|---|---|---|---|"""
+def runs_of(path: Path, ways: Sequence[str], runs: int) -> dict[str, list[dict[str, float]]]:
+    """{way: what each of its runs found}; the ways take turns, each time in the other order."""
+    turns = [way for run in range(runs) for way in (ways if run % 2 == 0 else ways[::-1])]
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    at_once = min(AT_ONCE, os.cpu_count() or 1)  # what waits takes a core until it is ready, and some memory
+    for start in range(0, len(turns), at_once):
+        waiting = [Waiting(way, path) for way in turns[start : start + at_once]]
+        for each in waiting:
+            each.ready()
+        for each in waiting:
+            found[each.way].append(each.measured())
+    return found
+
+
+def rows(kind: str, size: float, found: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+    """Lines of the table: the least of each number."""
+    for way, runs in found.items():
+        least = {name: min(run[name] for run in runs) for name in runs[0]}
+        numbers = " | ".join(f"{least[name]:.2f}" for name in COLUMNS)
+        yield f"| {kind} | {size:.1f} | {way} | {numbers} |"
+
+
+READY = "ready\n"
+COLUMNS = ("load", "first", "peak", "anonymous", "attention")
+HEADER = """| format | GB | by | load s | until a forward s | peak RAM GB | of it not mapped GB | attention's import s |
+|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the files are written and deleted again")
     parser.add_argument("--format", choices=FORMATS, action="append", help="default: all")
-    parser.add_argument("--layers", type=int, default=40, help="of 40; fewer for a smaller machine")
+    parser.add_argument("--layers", type=int, help="of 40; fewer for a smaller machine")
+    parser.add_argument("--runs", type=int, default=RUNS, help="of each way")
+    parser.add_argument("--raw", type=Path, help="a file for every single number, as JSON")
+    parser.add_argument(
+        "--write", action="store_true", help="write the files only; a later call measures and keeps them"
+    )
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        start_comfyui()
-        print(json.dumps(measure(options.measure, options.folder)))
+        wait_and_measure(options.measure, options.folder)
         return 0
-    print(HEADER, flush=True)
+    if not options.write:
+        print(HEADER, flush=True)
+    raw: dict[str, Any] = {}
     for kind in options.format or FORMATS:
-        path = options.folder / f"wan2.2_t2v_high_noise_14B_{kind}{'.gguf' if kind in GGUF_BLOCKS else '.safetensors'}"
-        write(path, kind, options.layers)
+        path = options.folder / f"wan2.2_t2v_high_noise_14B_{kind}{'.gguf' if kind in IN_BLOCKS else '.safetensors'}"
+        is_given = path.exists()
+        if not is_given:
+            start = time.perf_counter()
+            write(path, kind, options.layers)
+            print(f"{path.name}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        if options.write:
+            continue
         try:
-            runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways_of(kind)}
-            for _ in range(RUNS):
-                for way, found in runs.items():
-                    command = [sys.executable, __file__, "--measure", way, str(path)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    found.append(json.loads(done.stdout.splitlines()[-1]))
-            for way, found in runs.items():
-                least = {name: min(run[name] for run in found) for name in found[0]}
-                print(row(kind, way, path.stat().st_size / 1e9, least), flush=True)
+            raw[kind] = runs_of(path, tuple(ways_of(kind)), options.runs)
+            print(*rows(kind, path.stat().st_size / 1e9, raw[kind]), sep="\n", flush=True)
         finally:
-            path.unlink()
+            if not is_given:
+                path.unlink()
+        if options.raw:
+            options.raw.write_text(json.dumps(raw, indent=1))
     return 0
+
+
+def wait_and_measure(way: str, path: Path) -> None:
+    """What a process of `Waiting` does."""
+    start_comfyui()
+    for name in ("comfy.sd", "wancore.nodes.bridge.model"):  # which a running ComfyUI has imported
+        importlib.import_module(name)
+    print(READY, end="", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(measure(way, path)))
 
 
 def start_comfyui() -> None:

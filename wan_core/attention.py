@@ -51,6 +51,7 @@ class Kernel:
     dtypes: tuple[torch.dtype, ...] | None = None
     head_dims: tuple[int, ...] | None = None
     capability: tuple[int, int] | None = None  # least CUDA compute capability
+    queries: int = 1  # fewest at which it pays, as `Place` rounds them
 
     def accepts(self, place: Place) -> bool:
         """True where the declared limits hold."""
@@ -62,6 +63,7 @@ class Kernel:
             (self.devices is None or place.device.type in self.devices)
             and (self.dtypes is None or place.dtype in self.dtypes)
             and (self.head_dims is None or place.head_dim in self.head_dims)
+            and place.queries >= self.queries
         )
 
 
@@ -90,7 +92,17 @@ def _has_flash_attention_4() -> bool:
 HALF = (torch.bfloat16, torch.float16)
 TORCH = Kernel("torch", torch_attention)
 KERNELS = (
-    Kernel("flash-attention-4", _flash_attention_4, _has_flash_attention_4, ("cuda",), HALF, (64, 96, 128), (9, 0)),
+    # Importing it takes 2.3 s, once per process: pictures and tiny clips never earn that.
+    Kernel(
+        "flash-attention-4",
+        _flash_attention_4,
+        _has_flash_attention_4,
+        ("cuda",),
+        HALF,
+        (64, 96, 128),
+        (9, 0),
+        PROBE_TOKENS,
+    ),
     Kernel("cudnn", partial(_one_of_torch, SDPBackend.CUDNN_ATTENTION), capability=(8, 0), dtypes=HALF),
     Kernel("flash", partial(_one_of_torch, SDPBackend.FLASH_ATTENTION), capability=(8, 0), dtypes=HALF),
     TORCH,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,21 @@ from ...wan_core.image_conditioning import cover
 from ...wan_core.vision.clip import HEAD_DIM, Features, VisionConfig, VisionEncoder, prepared
 from ...wan_core.vision.keys import official
 from ...wan_core.weights.families import CLIP_VISION
-from ...wan_core.weights.inspect import inspect
-from ...wan_core.weights.keys import check_tensors
+from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.pairing import place, require
+from ...wan_core.weights.wholeness import check_tensors, check_types
 from .images import with_conditions
 from .ops import wan_operations
+from .soundness import check_answer, check_small
 
 CLIP_OUTPUT = "clip_vision_output"  # in a CONDITIONING
+COUNTS = "position_ids"  # whole numbers that transformers' files carry and nobody reads
 
 
 class ClipVision:
     """What native nodes ask of a CLIP_VISION: `encode_image`, and the encoder under a native patcher."""
+
+    where = ""  # the file, for errors
 
     def __init__(self, config: VisionConfig) -> None:
         management = comfy.model_management
@@ -55,7 +59,9 @@ class ClipVision:
         if crop:
             side = min(pictures.shape[2:])
             pictures = cover(pictures, (side, side))
-        return _output(self.model(prepared(pictures, self.image_size)), self.image_size)
+        features = self.model(prepared(pictures, self.image_size))
+        check_answer(features.penultimate, self.model, self.where, picture=pictures)
+        return _output(features, self.image_size)
 
 
 def load_clip_vision(path: str | Path) -> ClipVision:
@@ -68,20 +74,33 @@ def load_clip_vision(path: str | Path) -> ClipVision:
     checkpoint = inspect(path)
     require(checkpoint, CLIP_VISION)
     where = repr(str(checkpoint.path))
+    config, names = _checked(checkpoint, where)
+    tensors = comfy.utils.load_torch_file(str(checkpoint.path), safe_load=True)
+    check_small(tensors, where)
+    weights = official(tensors)
+    encoder = ClipVision(config)
+    encoder.model.load_state_dict({name: weights[name] for name in names})
+    encoder.where = where
+    return encoder
+
+
+def _checked(checkpoint: Checkpoint, where: str) -> tuple[VisionConfig, Collection[str]]:
+    """Sizes of the encoder and the names of its tensors, once all are there; files may hold more than the encoder."""
+    shapes = checkpoint.shapes
+    types = {name: kind for name, kind in checkpoint.types.items() if not name.endswith(COUNTS)}
+    check_types(where, CLIP_VISION, types, shapes)
     try:
-        weights = official(comfy.utils.load_torch_file(str(checkpoint.path), safe_load=True))
-        config = VisionConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()})
-    except KeyError as error:
-        raise _another(where, f"no tensor {error}") from None
+        hollow = official({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        found = {name: tuple(tensor.shape) for name, tensor in hollow.items()}
+        config = VisionConfig.from_shapes(found)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # the last: parts that cannot be joined
+        raise _another(where, f"no usable tensor {error}") from None
     if config.dim % HEAD_DIM:
         raise _another(where, f"features of width {config.dim}")
     whole = VisionEncoder(config, device="meta")  # under Dynamic VRAM layers have no tensors before they are loaded
     expected = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
-    weights = {name: tensor for name, tensor in weights.items() if name in expected}
-    check_tensors(where, {name: tuple(tensor.shape) for name, tensor in weights.items()}, expected)
-    encoder = ClipVision(config)
-    encoder.model.load_state_dict(weights)
-    return encoder
+    check_tensors(where, CLIP_VISION, {name: shape for name, shape in found.items() if name in expected}, expected)
+    return config, expected.keys()
 
 
 def _another(where: str, found: str) -> WrongModelError:

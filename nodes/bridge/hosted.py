@@ -17,6 +17,7 @@ from ...wan_core.config import TransformerConfig
 from ...wan_core.errors import InputError
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import mapped
+from . import lora_table
 from .hooks import hooks_of
 from .nag import against_of
 from .ops import FILES, wan_operations
@@ -80,7 +81,8 @@ class HostedTransformer(WanTransformer):
         if self.config.audio_dim:
             sound = sound_conditioning(self, x, context, _sound_inputs(conds))
             conditioning = replace(sound, against=against)
-        hooks = hooks_of({**transformer_options, FILES: self.files})
+        files = (*self.files, *lora_table.files_beside(transformer_options))
+        hooks = hooks_of({**transformer_options, FILES: files})
         conditioning = with_variants(conditioning, self, x, hooks, conds)
         velocity = super().forward(x, timestep, conditioning, hooks)
         return velocity[:, :, :frames, :rows, :columns]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.lora
@@ -13,9 +13,10 @@ import comfy.utils
 import torch
 
 from ...wan_core.errors import WrongModelError
-from ...wan_core.weights import inspect, require
+from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import LORA
-from ...wan_core.weights.lora import PREFIX, module_of, official_name, rank_scale, why_unknown
+from ...wan_core.weights.lora import DOWN, PREFIX, layer_of, official_name, rank_scale, strangers, why_unknown
+from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.names import is_distilled
 from .branches import has_quantised, reads_table
 from .facts import DISTILLED
@@ -23,7 +24,6 @@ from .lora_table import LoraRow, can_read_table, rows_of, with_row
 from .soundness import check_lora
 
 SHOWN = 3  # names in a report
-DOWN = ".lora_down.weight"
 DELTAS = (".diff", ".diff_b")  # whole differences, beside the low-rank ones
 
 
@@ -77,26 +77,12 @@ def apply_lora(
         return patcher, None
     key_map = comfy.lora.model_lora_keys_unet(patcher.model, {})
     shapes = {official_name(name): shape for name, shape in checkpoint.shapes.items()}
-    unknown, misfit = _strangers(shapes, key_map, patcher.model)
-    known = patcher.model.state_dict().keys()
+    unknown, misfit, layers = strangers(shapes, partial(_weight_of, patcher.model, key_map))
     beside = can_read_table(patcher) and not (merge and len(strengths) == 1 and not has_quantised(patcher.model))
-
-    def read() -> dict[str, list[Any]]:
-        tensors = comfy.utils.load_torch_file(path, safe_load=True)
-        check_lora(tensors, repr(path))
-        lora = _readable(tensors, rank_scale(checkpoint.metadata))
-        fitting = {name: tensor for name, tensor in lora.items() if _layer_of(name, key_map) not in misfit}
-        patches: dict[str, list[Any]] = {}
-        for part in _parts(fitting):
-            for key, value in comfy.lora.load_lora(part, key_map, log_missing=False).items():
-                if key in known and (not beside or reads_table(patcher.model, key)):
-                    patches.setdefault(key, []).append(value)
-        return patches
-
-    row = LoraRow(name, strengths, _stamp(path))
-    layers = {layer for name in shapes if (layer := _layer_of(name, key_map)) is not None} - misfit
+    row = LoraRow(name, strengths, MappedFile.of(os.path.abspath(path)))
     if not layers:
         _refuse(path, LoraMatch(name, strengths, beside, 0, tuple(unknown), tuple(sorted(misfit))))
+    read = partial(_patches, patcher.model, checkpoint, key_map, misfit, beside=beside)
     clone = with_row(patcher, row, read, beside=beside)
     targets = set(rows_of(clone)[-1].keys)
     applied = {layer for layer in layers if key_map[layer] in targets or _bias(key_map[layer]) in targets}
@@ -110,6 +96,24 @@ def apply_lora(
     if is_distilled(name):
         clone.set_attachments(DISTILLED, name)
     return clone, match
+
+
+def _patches(
+    model: Any, checkpoint: Checkpoint, key_map: Mapping[str, str], misfit: Collection[str], *, beside: bool
+) -> dict[str, list[Any]]:
+    """Reads a LoRA: {key of a weight in the model: values of ComfyUI's patches}, without the layers that do not fit."""
+    path = str(checkpoint.path)
+    tensors = comfy.utils.load_torch_file(path, safe_load=True)
+    check_lora(tensors, repr(path))
+    lora = _readable(tensors, rank_scale(checkpoint.metadata))
+    fitting = {name: tensor for name, tensor in lora.items() if layer_of(name, key_map.__contains__) not in misfit}
+    known = model.state_dict().keys()
+    patches: dict[str, list[Any]] = {}
+    for part in _parts(fitting):
+        for key, value in comfy.lora.load_lora(part, key_map, log_missing=False).items():
+            if key in known and (not beside or reads_table(model, key)):
+                patches.setdefault(key, []).append(value)
+    return patches
 
 
 def _readable(tensors: Mapping[str, Any], scale: float) -> dict[str, Any]:
@@ -130,44 +134,9 @@ def _parts(lora: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [part for part in (low_rank, deltas) if part]
 
 
-def _strangers(
-    shapes: Mapping[str, Sequence[int]], key_map: Mapping[str, str], model: Any
-) -> tuple[list[str], set[str]]:
-    """Returns the layers that the model does not have, and those whose shape is another."""
-    unknown: dict[str, None] = {}
-    misfit: set[str] = set()
-    for name, shape in shapes.items():
-        layer = _layer_of(name, key_map)
-        if layer is None:
-            unknown[module_of(name)] = None
-        elif not _fits(name, shape, comfy.utils.get_attr(model, key_map[layer]).shape):
-            misfit.add(layer)
-    return list(unknown), misfit
-
-
-def _layer_of(name: str, key_map: Mapping[str, str]) -> str | None:
-    """The longest part of a tensor's name that the model knows."""
-    layer = name
-    while "." in layer:
-        layer = layer.rpartition(".")[0]
-        if layer in key_map:
-            return layer
-    return None
-
-
-def _fits(name: str, shape: Sequence[int], weight: Sequence[int]) -> bool:
-    """Compares the outer sizes of a low-rank pair or a whole difference with the weight's; others pass."""
-    if name.endswith(DOWN):
-        return math.prod(shape[1:]) == math.prod(weight[1:])
-    if name.endswith((".lora_up.weight", ".diff_b")):
-        return shape[0] == weight[0]
-    return not name.endswith(".diff") or tuple(shape) == tuple(weight)
-
-
-def _stamp(path: str) -> tuple[str, int, int]:
-    """Tells a file from another one that was put in its place."""
-    status = os.stat(path)
-    return os.path.abspath(path), status.st_mtime_ns, status.st_size
+def _weight_of(model: Any, key_map: Mapping[str, str], layer: str) -> Sequence[int] | None:
+    """The shape of a layer's weight in the model, by its name in LoRA files; None: the model has no such layer."""
+    return comfy.utils.get_attr(model, key_map[layer]).shape if layer in key_map else None
 
 
 def _bias(key: str) -> str:

@@ -127,17 +127,17 @@ class LoraBank(nn.Module):
 _BANKS: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Any]] = WeakKeyDictionary()
 
 
-def bank_for(patcher: Any, stamp: Hashable, patches: Callable[[], Mapping[str, Sequence[Any]]]) -> Any:
+def bank_for(patcher: Any, file: Hashable, patches: Callable[[], Mapping[str, Sequence[Any]]]) -> Any:
     """Returns the patcher of the bank of one file for this MODEL; `patches` is called where there is none yet.
 
-    `stamp` tells the file, so that one that was replaced gets a bank of its own.
+    `file` tells it as it is now, so that one that was replaced gets a bank of its own.
     """
     banks = _BANKS.setdefault(patcher.model, OrderedDict())
-    if stamp not in banks:
+    if file not in banks:
         offload_device = comfy.model_management.unet_offload_device()
         core = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        banks[stamp] = core(LoraBank(patches()), load_device=patcher.load_device, offload_device=offload_device)
-    banks.move_to_end(stamp)
+        banks[file] = core(LoraBank(patches()), load_device=patcher.load_device, offload_device=offload_device)
+    banks.move_to_end(file)
     while len(banks) > KEPT:
         banks.popitem(last=False)
-    return banks[stamp]
+    return banks[file]

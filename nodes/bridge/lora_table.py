@@ -17,16 +17,18 @@ A row may be merged: its patches are in the native patcher, as float weights hav
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...wan_core.errors import InputError
 from ...wan_core.transformer import WanTransformer
+from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.names import is_distilled
 from .lora_bank import HeldPatch, LoraBank, bank_for
 from .patches import FloatPatches
@@ -44,7 +46,7 @@ class LoraRow:
 
     name: str  # of the file, with its folder
     strengths: Strengths  # one for each step of the run; the last one holds for all later steps
-    stamp: Hashable  # tells the file
+    file: MappedFile  # that the tensors lie in, as it was when they were read
     patches: Mapping[str, Sequence[Any]] | None = field(default=None, repr=False)  # of a merged row: {key: values}
     bank: LoraBank | None = field(default=None, repr=False)  # of a row beside the weights
 
@@ -65,7 +67,7 @@ class LoraRow:
 
     def told(self) -> list[Any]:
         """What tells this row from others in another process too."""
-        return [self.name, list(self.strengths), self.stamp, self.merged]
+        return [self.name, list(self.strengths), self.file.path, self.file.changed, self.file.size, self.merged]
 
 
 def rows_of(patcher: Any) -> tuple[LoraRow, ...]:
@@ -83,7 +85,7 @@ def with_row(patcher: Any, row: LoraRow, patches: Callable[[], Mapping[str, Sequ
     """
     clone = patcher.clone()
     if beside:
-        bank = bank_for(patcher, row.stamp, patches)
+        bank = bank_for(patcher, row.file, patches)
         return _with_rows(clone, (*rows_of(patcher), replace(row, bank=bank.model)), (bank,))
     if len(set(row.strengths)) > 1:
         _refuse(patcher, row)
@@ -113,7 +115,7 @@ def with_strengths(patcher: Any, choose: Callable[[LoraRow], Sequence[float]]) -
             if not can_read_table(patcher):
                 _refuse(patcher, row)
             patches = row.patches or {}
-            bank = bank_for(patcher, row.stamp, lambda patches=patches: patches)
+            bank = bank_for(patcher, row.file, lambda patches=patches: patches)
             moved.append(row)
             banks.append(bank)
             row = replace(row, patches=None, bank=bank.model)
@@ -144,7 +146,24 @@ def _with_rows(clone: Any, rows: tuple[LoraRow, ...], banks: Sequence[Any] = ())
     new = [bank.clone() for bank in banks if not any(bank.model is other.model for other in known)]
     if known or new:
         clone.set_additional_models(KEY, [*known, *new])
+    clone.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, KEY)
+    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _checked_first)
     return clone
+
+
+def _checked_first(load: Callable[..., Any], patcher: Any, *args: Any, **kwargs: Any) -> Any:
+    """ComfyUI's loading of a MODEL for a run, in which merged LoRAs are read from their files.
+
+    Raises:
+        WeightsFileError: a file of a LoRA was cut off or written over.
+    """
+    check_all(row.file for row in rows_of(patcher))
+    return load(patcher, *args, **kwargs)
+
+
+def files_beside(options: Mapping[str, Any]) -> tuple[MappedFile, ...]:
+    """The files that LoRAs beside the weights are read from while the model runs, by its transformer options."""
+    return tuple(row.file for row in options.get(KEY, ()) if row.bank is not None)
 
 
 def _take_out(clone: Any, rows: Sequence[LoraRow]) -> None:
@@ -177,6 +196,7 @@ def running(model: nn.Module, options: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     step = step_of(options) if any(len(row.strengths) > 1 for row in rows) else 0
+    check_all(row.file for row in rows)
     run: dict[str, Beside] = {}
     for row in rows:
         strength = row.strengths[min(step, len(row.strengths) - 1)]

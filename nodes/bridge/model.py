@@ -22,7 +22,7 @@ from ...wan_core.errors import WrongModelError
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, mapped, require
 from ...wan_core.weights.families import DIFFUSION_MODEL, Shapes
-from ...wan_core.weights.keys import check_tensors, check_types
+from ...wan_core.weights.wholeness import check_tensors, check_types
 from . import host, lora_table, soundness
 from .branches import keep_quantised
 from .hosted import HostedTransformer
@@ -207,11 +207,10 @@ def check_model_file(checkpoint: Checkpoint) -> None:
     """
     require(checkpoint, DIFFUSION_MODEL)
     assert checkpoint.config is not None
-    packed = checkpoint.precision in ("nvfp4", "int4")
     expected, known = _expected_shapes(checkpoint.config)
     where = repr(str(checkpoint.path))
-    check_tensors(where, {**known, **checkpoint.shapes}, expected, packed=packed)
-    check_types(where, checkpoint.types, expected, quantised=bool(checkpoint.quantised))
+    check_tensors(where, DIFFUSION_MODEL, {**known, **checkpoint.shapes}, expected, packed=checkpoint.is_packed)
+    check_types(where, DIFFUSION_MODEL, checkpoint.types, expected, quantised=checkpoint.quantised)
 
 
 @lru_cache(maxsize=8)

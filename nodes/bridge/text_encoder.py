@@ -1,9 +1,6 @@
 """Our UMT5 as ComfyUI's CLIP object, so that prompt weights, embeddings, hooks, LoRA and saving are the native ones.
 
-Native classes do all but two things: the encoder is ours, and the text goes the official way into it. It is cleaned
-before anything else, and cut after 512 tokens: the models were trained on no more, and natively a longer prompt makes
-them attend to positions that they never saw. What was cut is named in a warning. A prompt without weights so becomes
-exactly the official tokens; weighted parts are tokenised part by part, as ComfyUI does everywhere.
+Native classes do all but two things: the encoder is ours, and the text goes the official way into it (tokens.py).
 """
 
 from __future__ import annotations
@@ -25,27 +22,25 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...wan_core.errors import WeightsFileError
-from ...wan_core.text.clean import HAS_FTFY, clean
+from ...wan_core.text.clean import HAS_FTFY
 from ...wan_core.text.keys import encoder_names
 from ...wan_core.text.pieces import tokenizer_of
-from ...wan_core.text.tokenizer import END, FILES, PAD, TEXT_TOKENS, Tokenizer, tokenizer_file
+from ...wan_core.text.tokenizer import END, FILES, PAD, Tokenizer, tokenizer_file
 from ...wan_core.text.umt5 import UMT5Config, UMT5Encoder
 from ...wan_core.weights.families import TEXT_ENCODER
 from ...wan_core.weights.inspect import Checkpoint, inspect
-from ...wan_core.weights.keys import check_tensors
 from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
+from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
 from .branches import keep_quantised
 from .ops import wan_operations
 from .quantised import UNMARKED, native_form
 from .reading import LOGICAL_DTYPE, files_of, read_tensors
 from .soundness import check_answer, check_small
+from .tokens import NAME, WanTokenizer
 
-NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, LoRA keys and embedding files
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 PARAMETERS = ("shared.", "encoder.")
-
-Entries = list[tuple[Any, ...]]  # (token id or embedding [D], weight), with a word number where asked for
 
 
 class HostedUMT5(UMT5Encoder):
@@ -139,70 +134,6 @@ class WanTextEncoder(sd1_clip.SD1ClipModel):
         )
 
 
-class Pieces(Tokenizer):
-    """The tokenizer as the native SDTokenizer builds and calls it."""
-
-    @classmethod
-    def from_pretrained(cls, model: Tensor, **_unused: Any) -> Pieces:
-        return cls.from_tensor(model)
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [*self.pieces(text), END]}
-
-    def get_vocab(self) -> dict[str, int]:
-        return self.vocabulary()
-
-    def decode(self, ids: Sequence[int], **_unused: Any) -> str:
-        return super().decode(ids)
-
-
-class PromptTokenizer(sd1_clip.SDTokenizer):
-    """Prompts to weighted tokens: native, after the official cleaning and up to the official length."""
-
-    def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] | None = None) -> None:
-        data = dict(tokenizer_data or {})
-        super().__init__(
-            data["spiece_model"],
-            pad_with_end=False,
-            embedding_directory=embedding_directory,
-            embedding_size=data["embedding_size"],
-            embedding_key=NAME,
-            tokenizer_class=Pieces,
-            has_start_token=False,
-            pad_to_max_length=False,
-            max_length=99999999,
-            min_length=TEXT_TOKENS,
-            pad_token=PAD,
-            tokenizer_data=data,
-        )
-
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **native: Any) -> list[Entries]:
-        """Prompt -> one list of (token or embedding, weight), padded to 512."""
-        batches = super().tokenize_with_weights(clean(text), return_word_ids, **native)
-        return [self._cut(batch) for batch in batches]
-
-    def _cut(self, batch: Entries) -> Entries:
-        end = next((index for index, entry in enumerate(batch) if _is(entry[0], END)), len(batch))
-        if end < TEXT_TOKENS:
-            return batch
-        lost = [entry[0] for entry in batch[TEXT_TOKENS - 1 : end]]
-        words = self.tokenizer.decode([token for token in lost if isinstance(token, int)])
-        logging.warning(
-            "WanCore: the prompt has %d tokens, Wan reads %d. Left out: %r", end + 1, TEXT_TOKENS, words[:200]
-        )
-        return batch[: TEXT_TOKENS - 1] + batch[end:]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"spiece_model": self.tokenizer.to_tensor()}
-
-
-class WanTokenizer(sd1_clip.SD1Tokenizer):
-    """What a CLIP object tokenises with."""
-
-    def __init__(self, embedding_directory: Any = None, tokenizer_data: Mapping[str, Any] | None = None) -> None:
-        super().__init__(embedding_directory, tokenizer_data or {}, clip_name=NAME, tokenizer=PromptTokenizer)
-
-
 @dataclass(frozen=True)
 class Target:
     """What the native CLIP constructor builds from."""
@@ -222,6 +153,7 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     checkpoint = inspect(path)
     require(checkpoint, TEXT_ENCODER)
     path = str(checkpoint.path)
+    config = _config(checkpoint)
     files = files_of(checkpoint)
     tensors, metadata = read_tensors(checkpoint)
     check_small(tensors, repr(path))
@@ -231,7 +163,6 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     weights = {new: own[old] for old, new in encoder_names(own).items() if new.startswith(PARAMETERS)}
     if checkpoint.is_gguf:
         weights = _looked_up(weights)
-    config = _config(weights, path, packed=checkpoint.precision in ("packed", "nvfp4", "int4"))
     if not HAS_FTFY:
         logging.warning("WanCore: the package ftfy is missing; broken characters in prompts are not repaired.")
     clip = comfy.sd.CLIP(
@@ -262,12 +193,20 @@ def _patcher(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.Mo
     return load_text_encoder(path, disable_dynamic=disable_dynamic).patcher
 
 
-def _config(weights: Mapping[str, Tensor], path: str, *, packed: bool) -> UMT5Config:
-    """Sizes of the encoder, once every tensor is there in its right shape."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    config = UMT5Config.from_shapes(shapes)
+def _config(checkpoint: Checkpoint) -> UMT5Config:
+    """Sizes of the encoder, once every tensor is there in its right shape and type."""
+    where, named = repr(str(checkpoint.path)), checkpoint.names.items()
+    new = {old: new for old, new in encoder_names(checkpoint.shapes).items() if new.startswith(PARAMETERS)}
+    tensors = {new[old]: checkpoint.header.tensors[name] for name, old in named if old in new}
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    types = {name: entry.dtype for name, entry in tensors.items()}
+    config = sizes_of(UMT5Config, shapes, where, TEXT_ENCODER)
     expected = UMT5Encoder(config, device=torch.device("meta")).state_dict()
-    check_tensors(repr(path), shapes, {name: tuple(tensor.shape) for name, tensor in expected.items()}, packed=packed)
+    expected = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    check_tensors(
+        where, TEXT_ENCODER, shapes, expected, packed=checkpoint.is_packed or checkpoint.precision == "packed"
+    )
+    check_types(where, TEXT_ENCODER, types, expected, quantised=checkpoint.quantised)
     return config
 
 
@@ -304,7 +243,3 @@ def _tokenizer_model(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> T
             remedy="Take umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors, which carry it",
         )
     return Tokenizer.from_file(beside).to_tensor()
-
-
-def _is(token: Any, number: int) -> bool:
-    return isinstance(token, int) and token == number

@@ -25,9 +25,9 @@ from ...wan_core.vae.wan21 import VAE21Config, WanVAE21
 from ...wan_core.vae.wan22 import VAE22Config, WanVAE22
 from ...wan_core.weights.families import VAE
 from ...wan_core.weights.inspect import Checkpoint, inspect
-from ...wan_core.weights.keys import check_tensors
 from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
+from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
 from .ops import wan_operations
 from .reading import files_of, read_tensors
 from .soundness import check_small
@@ -83,6 +83,7 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> comfy.sd.
     """
     checkpoint = inspect(path)
     require(checkpoint, VAE)
+    _check(checkpoint)
     vae = _configured(checkpoint, dtype)
     _install(vae, checkpoint)
     return vae
@@ -156,9 +157,29 @@ def _configured(checkpoint: Checkpoint, dtype: torch.dtype | None) -> comfy.sd.V
 def _model(shapes: Shapes) -> HostedVAE21 | HostedVAE22:
     """Our module for the tensors of a file, still without weights."""
     parts = {"ops": wan_operations(comfy.ops.disable_weight_init), "attention": vae_attention()}
-    if any(name.startswith("decoder.upsamples.0.upsamples.") for name in shapes):
+    if _is_vae22(shapes):
         return HostedVAE22(VAE22Config.from_shapes(shapes), **parts)
     return HostedVAE21(VAE21Config.from_shapes(shapes), **parts)
+
+
+def _is_vae22(shapes: Shapes) -> bool:
+    return any(name.startswith("decoder.upsamples.0.upsamples.") for name in shapes)
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Checks by the header that every tensor is there in its right shape and type.
+
+    Raises:
+        WrongModelError: one is not.
+    """
+    where, shapes, device = repr(str(checkpoint.path)), checkpoint.shapes, torch.device("meta")
+    if _is_vae22(shapes):
+        whole = WanVAE22(sizes_of(VAE22Config, shapes, where, VAE), device=device)
+    else:
+        whole = WanVAE21(sizes_of(VAE21Config, shapes, where, VAE), device=device)
+    expected = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
+    check_tensors(where, VAE, shapes, expected)
+    check_types(where, VAE, checkpoint.types, expected)
 
 
 def _install(vae: comfy.sd.VAE, checkpoint: Checkpoint, *, disable_dynamic: bool = False) -> None:
@@ -168,10 +189,7 @@ def _install(vae: comfy.sd.VAE, checkpoint: Checkpoint, *, disable_dynamic: bool
     tensors, _ = read_tensors(checkpoint)
     check_small(tensors, repr(path))
     weights = {official: tensors[name] for name, official in checkpoint.names.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    model = _model(shapes)
-    check_tensors(repr(path), shapes, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-    model = model.eval().requires_grad_(False).to(vae.vae_dtype)
+    model = _model(checkpoint.shapes).eval().requires_grad_(False).to(vae.vae_dtype)
     comfy.model_management.archive_model_dtypes(model)
     patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     offload_device = comfy.model_management.vae_offload_device()
@@ -188,6 +206,7 @@ def _install(vae: comfy.sd.VAE, checkpoint: Checkpoint, *, disable_dynamic: bool
 def _patcher(path: str, dtype: torch.dtype, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """Reads the VAE again for another device or another kind of patcher."""
     checkpoint = inspect(path)
+    _check(checkpoint)
     vae = _configured(checkpoint, dtype)
     _install(vae, checkpoint, disable_dynamic=disable_dynamic)
     return vae.patcher

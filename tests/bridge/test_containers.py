@@ -157,21 +157,26 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         inspect(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
-def test_text_encoder_with_a_scale_for_each_channel(dtype, tmp_path):
-    """As LightX2V's converter writes models_t5_umt5-xxl-enc-fp8 and -int8."""
-    tensors = build(family.TEXT_ENCODER, fp8=False)
+def text_encoder_by_channels(folder: Path, dtype: torch.dtype) -> tuple[Path, Path]:
+    """As LightX2V's converter writes models_t5_umt5-xxl-enc-fp8 and -int8, and the same numbers decoded."""
     stored, plain = {}, {}
-    for name, weight in tensors.items():
+    for name, weight in build(family.TEXT_ENCODER, fp8=False).items():
         stored[name] = plain[name] = weight
         if ".SelfAttention." in name and weight.ndim == 2 and "bias" not in name:
             scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-5) / (127 if dtype == torch.int8 else 448)
             stored[name], stored[f"{name}_scale"] = _rounded(weight.float() / scale, dtype), scale
             plain[name] = (stored[name].float() * scale).to(weight.dtype)
+    paths = folder / "stored.safetensors", folder / "plain.safetensors"
+    for path, tensors in zip(paths, (stored, plain), strict=True):
+        save_file(tensors, path)
+    return paths
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_text_encoder_with_a_scale_for_each_channel(dtype, tmp_path):
     contexts = []
-    for name, each in (("stored", stored), ("plain", plain)):
-        save_file(each, tmp_path / f"{name}.safetensors")
-        clip = load_text_encoder(tmp_path / f"{name}.safetensors")
+    for path in text_encoder_by_channels(tmp_path, dtype):
+        clip = load_text_encoder(path)
         contexts.append(clip.encode_from_tokens(clip.tokenize("a red circle moves to the right")))
     assert (contexts[0] - contexts[1]).norm() / contexts[1].norm() < 2e-2  # one rounding to bfloat16 a layer
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,11 +16,12 @@ import comfy.model_management as management
 import comfy.utils
 from wancore.nodes.bridge.lora import apply_lora
 from wancore.nodes.bridge.model import load_model
-from wancore.wan_core.errors import WrongModelError
+from wancore.wan_core.errors import WeightsFileError, WrongModelError
 
 from ..core.test_lora_names import SPELLINGS
 from .tiny_models import write_tiny
 
+FIRST_FFN = "diffusion_model.blocks.1.ffn.0.weight"
 LAYERS = ("blocks.0.self_attn.q", "blocks.1.ffn.0", "blocks.1.cross_attn.o", "head.head", "time_projection.1")
 
 
@@ -54,20 +57,109 @@ def changes(model, path, strength=1.0):
     return {layer: after[layer] - before[layer] for layer in LAYERS}, match
 
 
+def named(spelling, layer, down, up):
+    """A low-rank pair under the names of a spelling."""
+    name = SPELLINGS[spelling](layer)
+    other = name.replace("down", "up").replace("lora_A", "lora_B")
+    assert other != name
+    return {name: down.contiguous(), other: up.contiguous()}
+
+
+def alpha_name(spelling, layer):
+    """Where trainers that write alpha put it."""
+    return re.sub(r"[._]lora[._](down|A).*$", ".alpha", SPELLINGS[spelling](layer))
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_does_the_same(spelling, model, tmp_path):
     lora = {}
     for layer, down, up, _ in parts(model):
-        name = SPELLINGS[spelling](layer)
-        lora[name] = down
-        for theirs, other in (("down", "up"), ("lora_A", "lora_B")):
-            if theirs in name:
-                lora[name.replace(theirs, other)] = up
+        lora |= named(spelling, layer, down, up)
     save_file(lora, tmp_path / "a.safetensors")
     found, match = changes(model, tmp_path / "a.safetensors", 0.5)
     assert (match.applied, match.unknown, match.misfit) == (len(LAYERS), (), ())
     for layer, down, up, _ in parts(model):
         assert torch.allclose(found[layer], 0.5 * up @ down, atol=1e-5), layer
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_alpha_scales_in_every_spelling(spelling, model, tmp_path):
+    lora = {}
+    for layer, down, up, _ in parts(model):
+        lora |= named(spelling, layer, down, up) | {alpha_name(spelling, layer): torch.tensor(12)}
+    save_file(lora, tmp_path / "a.safetensors")
+    found, match = changes(model, tmp_path / "a.safetensors")
+    assert match.applied == len(LAYERS)
+    for layer, down, up, _ in parts(model):
+        assert torch.allclose(found[layer], 3 * up @ down, atol=1e-5), layer  # alpha 12, rank 4
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_halves_of_another_rank_are_left_out(spelling, model, tmp_path):
+    """ComfyUI would say so in its log alone, and go on without the layer."""
+    lora, broken = {}, LAYERS[1]
+    for layer, down, up, _ in parts(model):
+        lora |= named(spelling, layer, down, up[:, :3] if layer == broken else up)
+    save_file(lora, tmp_path / "a.safetensors")
+    found, match = changes(model, tmp_path / "a.safetensors")
+    assert (match.applied, match.unknown) == (len(LAYERS) - 1, ()) and not found[broken].any()
+    assert f"1 of another shape: {broken}" in match.report()
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_lora_of_another_model_is_an_error(spelling, model, tmp_path):
+    """Of another size: no layer fits. Of another architecture: none is known."""
+    wide = {}
+    for layer, _, _, weight in parts(model):
+        wide |= named(spelling, layer, torch.ones(4, weight.shape[1] + 64), torch.ones(weight.shape[0] + 64, 4))
+    strange = named(spelling, "double_blocks.0.img_attn.qkv", torch.ones(4, 8), torch.ones(8, 4))
+    for lora, words in ((wide, f"{len(LAYERS)} layers of another shape"), (strange, "1 that the model does not have")):
+        save_file(lora, tmp_path / "a.safetensors")
+        with pytest.raises(WrongModelError) as error:
+            apply_lora(model, str(tmp_path / "a.safetensors"), "a", 1.0)
+        assert words in error.value.found and "a.safetensors" in error.value.where and error.value.remedy
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_part_of_a_lora_is_applied_and_the_rest_named(spelling, model, tmp_path):
+    lora = {}
+    for layer, down, up, _ in (*parts(model), ("blocks.77.ffn.0", torch.ones(4, 8), torch.ones(8, 4), None)):
+        lora |= named(spelling, layer, down, up)
+    save_file(lora, tmp_path / "a.safetensors")
+    found, match = changes(model, tmp_path / "a.safetensors")
+    assert all(found[layer].any() for layer in LAYERS)
+    report = match.report()
+    assert f"{len(LAYERS)} of {len(LAYERS) + 1} layers" in report and "1 unknown: " in report and "77" in report
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_lora_of_no_numbers_is_refused(spelling, model, tmp_path):
+    lora = {}
+    for layer, down, up, _ in parts(model):
+        lora |= named(spelling, layer, down, up * float("nan") if layer == LAYERS[0] else up)
+    save_file(lora, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsFileError) as error:
+        apply_lora(model, str(tmp_path / "a.safetensors"), "a", 1.0)
+    assert [name for name in lora if name in error.value.found] and "NaN" in error.value.found
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "beside"])
+def test_a_hundred_times_on_and_off_leaves_the_same_bits(merge, model, tmp_path):
+    lora = {}
+    for layer, down, up, _ in parts(model):
+        lora |= named("PEFT", layer, down, up)
+    save_file(lora, tmp_path / "a.safetensors")
+    management.load_models_gpu([model])
+    state = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    changed = 0
+    for number in range(100):
+        patched = apply_lora(model, str(tmp_path / "a.safetensors"), "a", 0.01 * (number + 1), merge=merge)[0]
+        management.load_models_gpu([patched, *patched.get_nested_additional_models()])
+        changed += not torch.equal(model.model.diffusion_model.blocks[1].ffn[0].weight, state[FIRST_FFN])
+        management.load_models_gpu([model])
+    assert changed == (100 if merge else 0)
+    for name, tensor in model.model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
 
 
 def loha(down, up, weight):
@@ -117,10 +209,3 @@ def test_what_does_not_match_is_named_with_its_reason(model, tmp_path):
     report = match.report()
     assert f"{len(LAYERS)} of {len(LAYERS) + 3} layers" in report
     assert "2 unknown, harmless (picture features" in report and "1 unknown: blocks.77.ffn.0" in report
-
-
-def test_nothing_matched_is_an_error(model, tmp_path):
-    save_file({"double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(2, 2)}, tmp_path / "flux.safetensors")
-    with pytest.raises(WrongModelError) as error:
-        apply_lora(model, str(tmp_path / "flux.safetensors"), "flux", 1.0)
-    assert "double_blocks.0.img_attn.qkv" in error.value.found

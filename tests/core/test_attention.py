@@ -11,17 +11,26 @@ from wancore.wan_core.attention import KERNELS, TORCH, Kernel, Place, agree, att
 
 
 def test_the_first_kernel_that_is_there_and_accepts_the_place_is_taken():
-    place = Place(torch.device("cpu"), torch.float32, 128)
+    place = Place(torch.device("cpu"), torch.float32, 128, queries=4096)
     never = Kernel("not installed", attention, installed=lambda: False)
     narrow = Kernel("narrow", attention, head_dims=(64,))
     gpu = Kernel("gpu", attention, devices=("cuda",))
     half = Kernel("half", attention, dtypes=(torch.float16, torch.bfloat16))
     recent = Kernel("recent", attention, capability=(9, 0))
+    long = Kernel("long", attention, queries=8192)
     fits = Kernel("fits", attention, devices=("cpu",), dtypes=(torch.float32,), head_dims=(128,))
-    assert choose(place, (never, narrow, gpu, half, recent, fits, *KERNELS)) is fits
-    assert choose(place, (never, narrow, gpu, half, recent, *KERNELS)) is KERNELS[-1]
+    assert choose(place, (never, narrow, gpu, half, recent, long, fits, *KERNELS)) is fits
+    assert choose(place, (never, narrow, gpu, half, recent, long, *KERNELS)) is KERNELS[-1]
+    assert choose(replace(place, queries=8192), (long, fits)) is long
     with pytest.raises(LookupError, match="narrow"):
         choose(place, (narrow,))
+
+
+def test_flash_attention_4_is_imported_for_long_clips_only():
+    """Its import takes seconds, which the first picture or tiny clip of a process would pay."""
+    place = Place(torch.device("cuda"), torch.bfloat16, 128, 40)
+    on_hopper = replace(next(kernel for kernel in KERNELS if kernel.name == "flash-attention-4"), capability=None)
+    assert [on_hopper.accepts(replace(place, queries=queries)) for queries in (256, 4096, 8192)] == [False, False, True]
 
 
 def test_attention_is_a_softmax_over_the_keys():

@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
+from make_pocket import published_name
+from wancore.pocket.family import TEXT_ENCODER
 from wancore.wan_core.errors import WrongModelError
 from wancore.wan_core.paths import Card
 from wancore.wan_core.weights import check_text_encoder, check_vae, inspect, require
@@ -109,7 +111,12 @@ def diffusers_name(name: str) -> str:
     return diffusers(name) if leaf in ("modulation", "emb_pos") else f"{diffusers(module)}{dot}{leaf}"
 
 
-def gguf(folder: Path, shapes: str, kind: str) -> Path:
+def stored_as(folder: Path, shapes: str, dtype: str) -> Path:
+    """Block matrices in one type and nothing beside them: fp16, fp32, and float8 as it is cast."""
+    return files.write_hollow(folder / "wan.safetensors", tensors_of(shapes, dtype))
+
+
+def gguf(folder: Path, shapes: str, kind: str, prefix: str = "") -> Path:
     """A GGUF header over a hole in the file."""
     writer, number = GGUFWriter(folder / "wan.gguf", "wan"), GGMLQuantizationType[kind]
     size = {"Q8_0": (32, 34), "Q4_K": (256, 144), "F16": (1, 2)}
@@ -122,7 +129,7 @@ def gguf(folder: Path, shapes: str, kind: str) -> Path:
         row = [*sizes[:-1], sizes[-1] // elements * nbytes] if block and kind != "F16" else sizes
         dtype = np.dtype(np.uint8) if block and kind != "F16" else np.dtype(np.float16)
         raw = number if block else GGMLQuantizationType.F16
-        writer.add_tensor_info(name, row, dtype, stored, raw_dtype=raw)
+        writer.add_tensor_info(prefix + name, row, dtype, stored, raw_dtype=raw)
         total += -(-stored // 32) * 32
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -159,6 +166,13 @@ for name in PLAIN:
     LAYOUTS |= {
         f"{name} model.diffusion_model.": (single, name, ("model.diffusion_model.",), family, "bf16", ""),
         f"{name} diffusion_model.": (single, name, ("diffusion_model.",), family, "bf16", ""),
+        f"{name} model.": (single, name, ("model.",), family, "bf16", ""),
+        f"{name} transformer.": (single, name, ("transformer.",), family, "bf16", ""),
+        f"{name} module.": (single, name, ("module.",), family, "bf16", ""),
+        f"{name} fp16": (stored_as, name, ("F16",), family, "fp16", ""),
+        f"{name} fp32": (stored_as, name, ("F32",), family, "fp32", ""),
+        f"{name} fp8 plain": (stored_as, name, ("F8_E4M3",), family, "fp8_e4m3fn", ""),
+        f"{name} fp8 e5m2 plain": (stored_as, name, ("F8_E5M2",), family, "fp8_e5m2", ""),
         f"{name} official shards": (sharded, name, (), family, "bf16", ""),
         f"{name} diffusers shards": (sharded, name, (diffusers_name, "transformer"), family, "bf16", ""),
         f"{name} scaled_fp8": (scaled, name, ("scale_weight", "scaled_fp8"), family, "fp8_e4m3fn", "scaled_fp8"),
@@ -175,6 +189,7 @@ for name in PLAIN:
         f"{name} LightX2V blocks": (by_blocks, name, (), family, "fp8_e4m3fn", "unmarked"),
         f"{name} one scale, no mark": (one_scale, name, (), family, "fp8_e4m3fn", "one scale"),
         f"{name} gguf Q8_0": (gguf, name, ("Q8_0",), family, "Q8_0", ""),
+        f"{name} gguf with a prefix": (gguf, name, ("Q4_K", "model.diffusion_model."), family, "Q4_K", ""),
         f"{name} gguf F16": (gguf, name, ("F16",), family, "fp16", ""),
     }
 
@@ -197,6 +212,7 @@ OTHERS = {  # text encoders, VAEs and the rest in the prefixes and names that th
     **{f"VAE 2.2 {prefix}": ("vae22", prefix, "vae", "vae22") for prefix in ("", "vae.", "model.")},
     "UMT5 official": ("umt5_xxl", "", "text_encoder", "umt5"),
     "UMT5 inside a checkpoint": ("umt5_xxl", "text_encoders.umt5xxl.transformer.", "text_encoder", "umt5"),
+    "wav2vec2 of transformers": ("wav2vec2_large", "wav2vec2.", "audio_encoder", "wav2vec2"),
     "CLIP ViT-H": ("clip_vision_h", "", "clip_vision", "clip_vision"),
     "wav2vec2": ("wav2vec2_large", "", "audio_encoder", "wav2vec2"),
 }
@@ -210,8 +226,23 @@ def test_every_other_part_is_recognised(layout, tmp_path):
     assert len(found.shapes) == len(files.shapes_of(shapes))
 
 
+@pytest.mark.parametrize("prefix", ["", "text_encoders.umt5xxl.transformer."])
+def test_umt5_in_the_names_of_transformers(prefix, tmp_path):
+    """As ComfyUI has it: with scales, the tokenizer, and the copy of the table that transformers writes."""
+    shapes = {published_name(name, TEXT_ENCODER): shape for name, shape in files.shapes_of("umt5_xxl").items()}
+    assert "encoder.block.23.layer.0.SelfAttention.relative_attention_bias.weight" in shapes
+    tensors = {name: ("F8_E4M3" if "SelfAttention.q" in name else "BF16", shape) for name, shape in shapes.items()}
+    tensors |= {
+        name.replace("weight", "scale_weight"): ("F32", []) for name, (kind, _) in tensors.items() if kind == "F8_E4M3"
+    }
+    tensors |= {"encoder.embed_tokens.weight": ("BF16", [256384, 4096]), "spiece_model": ("U8", [4548313])}
+    file = {prefix + name: value for name, value in tensors.items()} | {"scaled_fp8": ("F8_E4M3", [0])}
+    found = inspect(files.write_hollow(tmp_path / "x.safetensors", file))
+    assert (found.kind, found.family.id, found.width, found.quantised) == ("text_encoder", "umt5", 4096, "scaled_fp8")
+
+
 def test_there_are_forty_layouts():
-    assert len(LAYOUTS) >= 100 and len(OTHERS) >= 10
+    assert len(LAYOUTS) >= 150 and len(OTHERS) >= 10
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -305,6 +336,33 @@ def test_loras_are_judged_by_their_layers(spelling, parts, tmp_path):
     assert lora.kind == "lora"
     assert passes(check_lora, models["t2v_A14B_expert"], lora)
     assert not passes(check_lora, models["ti2v_5B"], lora)
+
+
+LAYER = "diffusion_model.blocks.3.self_attn.q"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "fits"),
+    [
+        ({"lora_down.weight": [8, 5120], "lora_up.weight": [5120, 8]}, True),
+        ({"lora_down.weight": [8, 5120], "lora_up.weight": [5120, 4]}, False),
+        ({"lora_down.weight": [8, 5120], "lora_up.weight": [3072, 8]}, False),
+        ({"diff_b": [5120]}, True),
+        ({"diff": [5120, 1]}, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bf16", "nvfp4", "Q4_K"])
+def test_the_doctor_judges_loras_as_the_loader_does(kind, shapes, fits, tmp_path):
+    """Halves of other ranks and sizes do not fit, whatever the model is stored as; packed matrices are half as wide."""
+    make = {"bf16": single, "nvfp4": lambda *at: blocks(*at, "U8", 2, 16, "F8_E4M3", "comfy_quant"),
+            "Q4_K": lambda *at: gguf(*at, "Q4_K")}[kind]  # fmt: skip
+    model = make(tmp_path, "t2v_A14B_expert")
+    tensors = {f"{LAYER}.{part}": ("F16", shape) for part, shape in shapes.items()}
+    lora = files.write_hollow(tmp_path / "lora.safetensors", tensors)
+    diagnosis = diagnose([model, lora])
+    assert diagnosis.healthy == fits, diagnosis.report()
+    if not fits:
+        assert "blocks.3.self_attn.q" in diagnosis.report() and "Take a LoRA made for" in diagnosis.report()
 
 
 def test_compute_path(parts, tmp_path):

@@ -31,6 +31,18 @@ def test_extreme_bytes_equal_the_reference(name: str, fill: int) -> None:
     compare(np.full((3, BY_NAME[name].nbytes), fill, dtype=np.uint8), name)
 
 
+@pytest.mark.parametrize("name", [kind.name for kind in TYPES.values() if kind.dtype is not None])
+def test_numbers_that_are_no_blocks_are_the_reference_s(name: str) -> None:
+    kind = BY_NAME[name]
+    raw = np.random.default_rng(7).integers(0, 256, 1000 * kind.nbytes, dtype=np.uint8)
+    raw[: 8 * kind.nbytes] = 0xFF
+    with np.errstate(all="ignore"):
+        expected = torch.from_numpy(quants.dequantize(raw, GGMLQuantizationType[name]).astype(np.float32).reshape(-1))
+    assert kind.dtype is not None
+    found = torch.from_numpy(raw).view(kind.dtype).float()  # as the reader does
+    assert torch.equal(torch.nan_to_num(found, nan=NAN), torch.nan_to_num(expected, nan=NAN))
+
+
 @pytest.mark.parametrize("kind", TYPES.values(), ids=lambda kind: kind.name)
 def test_sizes_are_those_of_the_format(kind: GgmlType) -> None:
     assert GGML_QUANT_SIZES[GGMLQuantizationType[kind.name]] == (kind.elements, kind.nbytes)

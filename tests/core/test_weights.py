@@ -17,8 +17,8 @@ from wancore.wan_core.errors import WeightsFileError, WrongModelError
 from wancore.wan_core.weights import check_pair, check_text_encoder, check_vae, inspect, require
 from wancore.wan_core.weights.container import PEEK
 from wancore.wan_core.weights.header import MAX_HEADER
-from wancore.wan_core.weights.keys import check_tensors
 from wancore.wan_core.weights.names import expert_of, is_distilled, partner_names
+from wancore.wan_core.weights.wholeness import check_tensors, check_types
 
 from . import weight_files as files
 
@@ -231,13 +231,22 @@ def test_what_is_no_file_at_all(tmp_path):
         assert str(place) in caught.value.where
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="needs a user who may be refused")
-def test_unreadable_file(tmp_path):
-    path = tmp_path / "x.safetensors"
+def unreadable(folder: Path) -> Path:
+    """A file that may not be read; for a user who may read all, one that the system refuses to read."""
+    if os.geteuid() == 0:
+        return Path("/proc/self/mem")
+    path = folder / "x.safetensors"
     path.write_bytes(valid_file())
     path.chmod(0)
-    with pytest.raises(WeightsFileError):
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_unreadable_file(tmp_path):
+    path = unreadable(tmp_path)
+    with pytest.raises(WeightsFileError) as caught:
         inspect(path)
+    assert "cannot be read" in caught.value.what and str(path) in caught.value.where and caught.value.found
 
 
 def test_every_truncation_is_refused_and_counted(tmp_path):
@@ -465,15 +474,33 @@ def test_vae_and_text_encoder_must_fit_the_model(models, tmp_path):
 
 def test_tensors_are_compared_by_name_and_shape():
     expected = {"a.weight": (4, 8), "a.bias": (4,)}
-    check_tensors("x", expected, expected)
-    check_tensors("x", {**expected, "a.weight_scale": (), "scaled_fp8": (0,)}, expected)
-    check_tensors("x", {**expected, "a.weight": (4, 4)}, expected, packed=True)
+    check_tensors("x", "vae", expected, expected)
+    check_tensors("x", "vae", {**expected, "a.weight_scale": (), "scaled_fp8": (0,)}, expected)
+    check_tensors("x", "vae", {**expected, "a.weight": (4, 4)}, expected, packed=True)
     wrong = [{"a.weight": (4, 8)}, {**expected, "b.weight": (1,)}, {**expected, "a.weight": (4, 4)},
              {**expected, "b.weight_scale": ()}]  # fmt: skip
     for found in wrong:
         with pytest.raises(WrongModelError):
-            check_tensors("x", found, expected)
+            check_tensors("x", "vae", found, expected)
     many = {f"layer{i}": (1,) for i in range(9)}
     with pytest.raises(WrongModelError) as caught:
-        check_tensors("x", {}, many)
+        check_tensors("x", "vae", {}, many)
     assert caught.value.found.startswith("9 missing: layer0, ") and caught.value.found.count("layer") == 5
+
+
+def test_types_are_those_of_the_layout():
+    expected = {"a.weight": (4, 8), "a.bias": (4,)}
+    check_types("x", "vae", {"a.weight": "F8_E4M3", "a.bias": "BF16", "other": "I64"}, expected)
+    check_types("x", "vae", {"a.weight": "Q4_K", "a.bias": "F32"}, expected)
+    for layout, kind, fits in (("", "I8", False), ("scaled_fp8", "I8", False), ("comfy_quant", "I8", True),
+                               ("comfy_quant", "I64", False), ("unmarked", "U8", True), ("one scale", "I8", True),
+                               ("lightx2v_nvfp4", "U8", True), ("lightx2v_nvfp4", "I8", False)):  # fmt: skip
+        types = {"a.weight": kind, "a.bias": "F32"}
+        if fits:
+            check_types("x", "vae", types, expected, quantised=layout)
+            continue
+        with pytest.raises(WrongModelError) as caught:
+            check_types("x", "vae", types, expected, quantised=layout)
+        assert caught.value.found == f"1 of another type: a.weight {kind}" and "Load VAE" in caught.value.remedy
+    with pytest.raises(WrongModelError):
+        check_types("x", "vae", {"a.weight": "F32", "a.bias": "I8"}, expected, quantised="comfy_quant")

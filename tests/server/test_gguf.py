@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,16 @@ def files(base: Path) -> Iterator[None]:
         path.unlink()
 
 
-def test_note_has_a_link_for_every_file_that_the_front_end_cannot_download(workflows: dict[str, Any]) -> None:
+def test_note_has_link_size_and_folder_of_every_file(workflows: dict[str, Any]) -> None:
+    """The front end downloads no GGUF files."""
     (note,) = (node for node in workflows[TITLE]["nodes"] if node["type"] == "MarkdownNote")
-    for name in (HIGH, LOW, TEXT_ENCODER):
-        assert f"[{name}](https://" in note["widgets_values"][0] and f"/{name})" in note["widgets_values"][0]
+    text = note["widgets_values"][0]
+    places = {HIGH: "diffusion_models", LOW: "diffusion_models", TEXT_ENCODER: "text_encoders"}
+    for name, folder in places.items():
+        (line,) = (line for line in text.splitlines() if name in line)
+        assert re.fullmatch(rf"- \[{re.escape(name)}\]\(https://\S+/{re.escape(name)}\) \(\d+\.\d GB\)", line)
+        headings = [line for line in text[: text.index(name)].splitlines() if line.startswith("**models/")]
+        assert headings[-1] == f"**models/{folder}**"
     assert "fp8_scaled" not in str(workflows[TITLE])
 
 
@@ -48,6 +55,6 @@ def test_swapping_a_quantised_file_is_a_change_of_one_widget(
     prompt = to_prompt(workflows["Wan 2.2 Text to Video"], client.get("/object_info"))
     (loader,) = (node for node in prompt.values() if node["class_type"] == "WanCoreLoadModels")
     (latent,) = (node for node in prompt.values() if node["class_type"] == "WanCoreTextToVideo")
-    latent["inputs"] |= {"length": 5}
+    latent["inputs"] |= {"length": 5, "size": "custom", "width": 64, "height": 64}
     loader["inputs"]["text_encoder"] = TEXT_ENCODER
     assert client.run(prompt, workflow=workflows[TITLE]).files()

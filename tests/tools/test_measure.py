@@ -6,6 +6,7 @@ import bench_loading
 import measure_precision
 import pytest
 import torch
+from wancore.tools.benchmark.memory import files
 from wancore.wan_core.weights import inspect
 
 from ..comfy_host import import_comfy
@@ -15,19 +16,18 @@ WIDTHS = {5120: 256, 13824: 512, 30720: 1536, 4096: 128}
 
 @pytest.fixture
 def small(monkeypatch):
-    full = bench_loading.shapes(2)
-    named = {name: [WIDTHS.get(axis, axis) for axis in shape] for name, shape in full.items()}
-    monkeypatch.setattr(bench_loading, "shapes", lambda layers=40: named)
+    full = files.shapes_of(bench_loading.SHAPES, 2, WIDTHS)
+    monkeypatch.setattr(files, "shapes_of", lambda name, layers=None: full)
 
 
 @pytest.mark.parametrize("kind", bench_loading.FORMATS)
 def test_written_files_are_of_their_format(kind, small, tmp_path):
-    path = tmp_path / f"wan2.2_t2v_high_noise.{'gguf' if kind in bench_loading.GGUF_BLOCKS else 'safetensors'}"
+    path = tmp_path / f"wan2.2_t2v_high_noise.{'gguf' if kind in bench_loading.IN_BLOCKS else 'safetensors'}"
     bench_loading.write(path, kind)
     found = inspect(path)
     assert (found.family.id, found.config.dim, found.config.num_layers) == ("t2v-A14B", 256, 2)
-    assert found.precision == {"fp8_scaled": "fp8_e4m3fn"}.get(kind, kind)
-    assert found.quantised == {"fp8_scaled": "scaled_fp8"}.get(kind, "")
+    assert found.precision == {"fp8": "fp8_e4m3fn"}.get(kind, kind)
+    assert found.quantised == {"fp8": "scaled_fp8"}.get(kind, "")
 
 
 def test_measuring_reads_a_whole_file(small, tmp_path):
@@ -35,6 +35,15 @@ def test_measuring_reads_a_whole_file(small, tmp_path):
     found = bench_loading.measure("read", tmp_path / "a.gguf")
     assert 0 <= found["load"] <= found["first"] and found["anonymous"] >= 0
     assert list(bench_loading.ways_of("Q8_0")) == ["read", "ours"]
+
+
+def test_a_process_of_its_own_measures_a_load(small, tmp_path):
+    bench_loading.write(tmp_path / "wan2.2_t2v_high_noise.gguf", "Q8_0")
+    found = bench_loading.runs_of(tmp_path / "wan2.2_t2v_high_noise.gguf", ("ours",), 1)
+    (run,) = found["ours"]
+    assert 0 < run["load"] < run["first"] and 0 <= run["peak"] < 1 and run["attention"] == 0
+    (row,) = bench_loading.rows("Q8_0", 0.1, found)
+    assert row.count("|") == bench_loading.HEADER.splitlines()[0].count("|")
 
 
 @torch.inference_mode()

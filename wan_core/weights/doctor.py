@@ -10,7 +10,7 @@ from ..errors import WeightsFileError, WrongModelError
 from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
 from .families import DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint, inspect
-from .lora import official_name, why_unknown
+from .lora import DOWN, PREFIX, official_name, strangers, why_unknown
 from .names import is_distilled
 from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require
 
@@ -134,11 +134,7 @@ def compute_path(checkpoint: Checkpoint, card: Card) -> str:
 
 
 def _lora_facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    ranks = {
-        shape[0]
-        for name, shape in checkpoint.shapes.items()
-        if official_name(name).endswith(".lora_down.weight") and shape
-    }
+    ranks = {shape[0] for name, shape in checkpoint.shapes.items() if official_name(name).endswith(DOWN) and shape}
     if ranks:
         yield "rank", " and ".join(map(str, sorted(ranks)[:4]))
     if is_distilled(checkpoint.name):
@@ -169,23 +165,22 @@ def check_lora(model: Checkpoint, lora: Checkpoint) -> None:
     """Raises:
     WrongModelError: no layer of the LoRA fits a layer of the model.
     """
-    shapes = model.shapes
-    strangers: list[str] = []
-    for name, shape in lora.shapes.items():
-        official = official_name(name)
-        layer, down, _ = official.removeprefix("diffusion_model.").partition(".lora_down.weight")
-        if not down:
-            layer = layer.rpartition(".")[0]
-        weight = shapes.get(f"{layer}.weight", shapes.get(layer))
-        if weight is not None and (not down or len(shape) < 2 or shape[1] == weight[1]):
-            return
-        if not why_unknown(layer):
-            strangers.append(layer)
+    weights = model.unpacked_shapes
+
+    def weight_of(layer: str) -> Sequence[int] | None:
+        name = layer.removeprefix(PREFIX)
+        return weights.get(f"{name}.weight", weights.get(name))
+
+    shapes = {official_name(name): shape for name, shape in lora.shapes.items()}
+    unknown, misfit, fitting = strangers(shapes, weight_of)
+    if fitting:
+        return
+    serious = [layer for layer in (*sorted(misfit), *unknown) if not why_unknown(layer)]
     assert model.config is not None
     raise WrongModelError(
         "This LoRA does not fit the model",
         where=repr(str(lora.path)),
-        found=f"no layer for {model.name}" + (f", but {strangers[0]}" if strangers else ""),
+        found=f"no layer for {model.name}" + (f", but {serious[0].removeprefix(PREFIX)}" if serious else ""),
         expected=f"layers of width {model.config.dim}",
         remedy=f"Take a LoRA made for {model.family.title}",
     )

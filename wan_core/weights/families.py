@@ -41,6 +41,14 @@ KIND_TITLES = {
     UNKNOWN: "file of a kind that this pack does not know",
 }
 
+NATIVE_LOADERS = {  # display names of ComfyUI's own nodes
+    DIFFUSION_MODEL: "Load Diffusion Model",
+    TEXT_ENCODER: "Load CLIP",
+    VAE: "Load VAE",
+    CLIP_VISION: "Load CLIP Vision",
+    AUDIO_ENCODER: "Load Audio Encoder",
+}
+
 
 @dataclass(frozen=True)
 class Family:

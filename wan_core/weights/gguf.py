@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import WeightsFileError
 from .ggml_types import TYPES, GgmlType
-from .header import Header, TensorEntry
+from .header import DOWNLOAD_AGAIN, LENGTH_BYTES, Header, TensorEntry
 
 MAGIC = b"GGUF"
 MAX_HEADER = 100 * 2**20  # bytes; a tokenizer of 256,000 pieces takes about 8 MiB
@@ -72,17 +72,23 @@ class _BrokenHeaderError(Exception):
     """What is wrong at which byte; turned into a WeightsFileError with the path."""
 
 
+class _CutOffError(_BrokenHeaderError):
+    """How many bytes are missing; at least so many where the header itself is cut off."""
+
+
 class _Cursor:
     """Walks over bytes and refuses to leave them."""
 
-    def __init__(self, data: mmap.mmap | bytes, limit: int) -> None:
-        self.data, self.limit, self.at = data, limit, 0
+    def __init__(self, data: mmap.mmap | bytes, size: int) -> None:
+        self.data, self.size, self.limit, self.at = data, size, min(size, MAX_HEADER), 0
 
     def take(self, count: int, what: str) -> int:
         """Moves past `count` bytes; returns where they start."""
         start = self.at
-        if count > self.limit - start:
-            raise _BrokenHeaderError(f"{what} at byte {start} needs {count} bytes, {self.limit - start} are left")
+        if start + count > self.size:
+            raise _CutOffError(f"at least {start + count - self.size} bytes missing, for {what} at byte {start}")
+        if start + count > self.limit:
+            raise _BrokenHeaderError(f"{what} at byte {start} needs {count} bytes, a header has {self.limit} at most")
         self.at = start + count
         return start
 
@@ -93,11 +99,18 @@ class _Cursor:
     def count(self, what: str, most: int) -> int:
         value = int(self.number("Q", what))
         if value > most:
-            raise _BrokenHeaderError(f"{what} is {value}, at most {most} fit")
+            raise _BrokenHeaderError(f"{what} is {value}, the limit is {most}")
+        return value
+
+    def fitting(self, what: str, size: int) -> int:
+        """The number of things of at least `size` bytes each that come next."""
+        value, start = int(self.number("Q", f"length of {what}")), self.at
+        self.take(value * size, what)
+        self.at = start
         return value
 
     def text(self, what: str, most: int) -> str:
-        size = self.count(f"length of {what}", min(most, self.limit))
+        size = self.count(f"length of {what}", most)
         start = self.take(size, what)
         try:
             return bytes(self.data[start : start + size]).decode()
@@ -108,15 +121,15 @@ class _Cursor:
 def _array(cursor: _Cursor, what: str) -> GgufArray:
     kind = int(cursor.number("I", what))
     if kind == STRING:
-        count = cursor.count(f"length of {what}", (cursor.limit - cursor.at) // 8)
+        count = cursor.fitting(what, LENGTH_BYTES)
         start = cursor.at
         for _ in range(count):
-            cursor.take(cursor.count(f"length of a text in {what}", cursor.limit), what)
+            cursor.take(cursor.fitting(f"a text in {what}", 1), what)
         return GgufArray(kind, count, start)
     if kind not in SCALARS:
         raise _BrokenHeaderError(f"{what} holds values of type {kind}")
     size = struct.calcsize("<" + SCALARS[kind])
-    count = cursor.count(f"length of {what}", (cursor.limit - cursor.at) // size)
+    count = cursor.fitting(what, size)
     return GgufArray(kind, count, cursor.take(count * size, what))
 
 
@@ -165,15 +178,13 @@ def _tensors(cursor: _Cursor, count: int, alignment: int, size: int) -> dict[str
             raise _BrokenHeaderError(f"tensor {name!r} stands twice")
         if offset % alignment:
             raise _BrokenHeaderError(f"tensor {name!r} starts at {offset}, not a multiple of {alignment}")
-        if data + offset + nbytes > size:
-            raise _BrokenHeaderError(
-                f"tensor {name!r} ends {data + offset + nbytes - size} bytes behind the end of the file"
-            )
         out[name] = GgufTensor(name, _as_in_the_model(name, shape), kind, data + offset, nbytes)
     ordered = sorted(out.values(), key=lambda tensor: tensor.start)
     for before, after in itertools.pairwise(ordered):
         if before.start + before.nbytes > after.start:
             raise _BrokenHeaderError(f"tensors {before.name!r} and {after.name!r} overlap")
+    if ordered and (end := ordered[-1].start + ordered[-1].nbytes) > size:
+        raise _CutOffError(f"{end - size} bytes missing")
     return out
 
 
@@ -185,7 +196,7 @@ def _as_in_the_model(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _parse(data: mmap.mmap | bytes, size: int, path: Path) -> GgufHeader:
-    cursor = _Cursor(data, min(size, MAX_HEADER))
+    cursor = _Cursor(data, size)
     if data[:4] != MAGIC:
         raise _BrokenHeaderError(f"it starts with {bytes(data[:4])!r}, not GGUF")
     cursor.take(4, "the magic")
@@ -206,18 +217,17 @@ def read_header(path: str | Path) -> GgufHeader:
     Raises:
         WeightsFileError: no GGUF file, or one whose header is broken or runs past the end of the file.
     """
-    path = Path(path).resolve()
+    path = Path(path).absolute()
     with path.open("rb") as file:
         size = path.stat().st_size
         if size == 0:
-            raise WeightsFileError("This file is empty", where=str(path), remedy="Download it again.")
+            raise WeightsFileError("This file is empty", where=repr(str(path)), remedy=DOWNLOAD_AGAIN)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _parse(data, size, path)
             except _BrokenHeaderError as broken:
-                raise WeightsFileError(
-                    "This is no whole GGUF file", where=str(path), found=str(broken), remedy="Download it again."
-                ) from None
+                what = f"The GGUF file is {'cut off' if isinstance(broken, _CutOffError) else 'damaged'}"
+                raise WeightsFileError(what, where=repr(str(path)), found=str(broken), remedy=DOWNLOAD_AGAIN) from None
 
 
 def strings(header: GgufHeader, key: str) -> list[str]:

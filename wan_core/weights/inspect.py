@@ -82,6 +82,22 @@ class Checkpoint:
         return {official: self.header.tensors[name].shape for name, official in self.names.items()}
 
     @property
+    def is_packed(self) -> bool:
+        """True if a byte of the matrices holds two numbers, so that their last axis is half as long."""
+        return self.precision in ("nvfp4", "int4")
+
+    @property
+    def unpacked_shapes(self) -> dict[str, tuple[int, ...]]:
+        """As `shapes`, with the last axis of packed matrices in numbers and not in bytes."""
+        if not self.is_packed:
+            return self.shapes
+        types = self.types
+        return {
+            name: (shape[0], 2 * shape[1]) if len(shape) == 2 and types[name] in ("U8", "I8") else shape
+            for name, shape in self.shapes.items()
+        }
+
+    @property
     def types(self) -> dict[str, str]:
         """{official name: type of storage} of the tensors that belong to it."""
         return {official: self.header.tensors[name].dtype for name, official in self.names.items()}

@@ -1,32 +1,14 @@
-"""The spellings in which files write the official parameter names, and the check that none is missing or left over.
+"""The spellings in which files write the official parameter names.
 
 A new spelling is one row in `SPELLINGS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from ..errors import WrongModelError
-from .ggml_types import BLOCK_TYPES
-
 TRANSFORMER_MARK = "head.modulation"  # in every Wan transformer
-SCALES = (
-    "scale_weight",
-    "scale_input",
-    "weight_scale",
-    "weight_scale_2",
-    "input_scale",
-    "pre_quant_scale",
-    "comfy_quant",
-    "weight_global_scale",
-    "input_absmax",
-    "input_global_scale",
-    "alpha",
-)
-SHOWN = 5  # names in an error
-FLOATING = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
 
 
 @dataclass(frozen=True)
@@ -111,64 +93,3 @@ SPELLINGS = (
 def spelling_of(names: Collection[str]) -> Spelling | None:
     """Returns the spelling of the transformer among these names; None if there is none."""
     return next((spelling for spelling in SPELLINGS if spelling.mark in names), None)
-
-
-def check_tensors(
-    where: str, found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], *, packed: bool = False
-) -> None:
-    """Compares the tensors of a file with those of the model, by official name and shape.
-
-    `packed`: matrices of 4-bit files hold two values in one byte, so that their last axis may be half as long.
-
-    Raises:
-        WrongModelError: tensors are missing, left over or of another shape; names up to five.
-    """
-    missing = [name for name in expected if name not in found]
-    left_over = [name for name in found if name not in expected and not _is_scale(name, expected)]
-    wrong = [
-        f"{name} {list(found[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and not _same(found[name], shape, packed)
-    ]
-    for what, names in (("missing", missing), ("left over", left_over), ("of another shape", wrong)):
-        _refuse(where, what, names)
-
-
-def check_types(
-    where: str, found: Mapping[str, str], expected: Mapping[str, Sequence[int]], *, quantised: bool
-) -> None:
-    """Checks that what the model computes with is stored as numbers that it can read; `found` are types by name.
-
-    `quantised`: matrices may be whole numbers that scales beside them explain.
-
-    Raises:
-        WrongModelError: tensors are of another type; names up to five.
-    """
-    known = FLOATING | BLOCK_TYPES
-    wrong = [
-        f"{name} {found[name]}"
-        for name, shape in expected.items()
-        if name in found and found[name] not in known and not (quantised and len(shape) == 2)
-    ]
-    _refuse(where, "of another type", wrong)
-
-
-def _refuse(where: str, what: str, names: Sequence[str]) -> None:
-    if names:
-        raise WrongModelError(
-            "The tensors of this file are not those of the model that it looks like",
-            where=where,
-            found=f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}",
-            remedy="Take an unchanged file of this model, or open it with ComfyUI's Load Diffusion Model node",
-        )
-
-
-def _is_scale(name: str, expected: Mapping[str, Sequence[int]]) -> bool:
-    layer, _, leaf = name.rpartition(".")
-    return name == "scaled_fp8" or (leaf in SCALES and f"{layer}.weight" in expected)
-
-
-def _same(found: Sequence[int], expected: Sequence[int], packed: bool) -> bool:
-    if packed and len(expected) == 2 and tuple(found) == (expected[0], expected[1] // 2):
-        return True
-    return tuple(found) == tuple(expected)

@@ -23,7 +23,7 @@ from pathlib import Path
 from setup.comfyui import DEFAULT_VERSION, RELEASES
 from setup.console import Console, SetupError, seconds
 from setup.environment import Prepared, prepare
-from setup.places import ROOT, cache_folder
+from setup.places import ROOT, bytecode_in_cache
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WORKERS = 4  # at most; each holds a ComfyUI, and some a server beside it: 2 to 3 GB
@@ -201,7 +201,7 @@ def _variables(prepared: Prepared) -> dict[str, str]:
     return {
         **os.environ,
         "COMFYUI_PATH": str(prepared.comfyui),
-        "PYTHONPYCACHEPREFIX": str(cache_folder() / "bytecode"),
+        **bytecode_in_cache(),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // _workers())),  # torch's threads, servers' too
     }

@@ -4,7 +4,7 @@ B batch, C channels, F frames, H/W rows and columns; every tensor is [B, C, F, H
 A layer that looks back keeps its last input frames in the FrameCache of the call; the modules hold weights only.
 The convolutions are the host's plain Conv3d, so that parameters carry the official names; `causal_conv` makes them
 causal. Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; the chunk rules of the resamplers are its cached
-code, solved for any chunk size. Parity in tests/core/test_vae21.py and test_vae22.py.
+code, solved for any chunk size. Parity in tests/core/test_vae.py and test_vae_time.py.
 """
 
 from __future__ import annotations

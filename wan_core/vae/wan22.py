@@ -1,7 +1,7 @@
 """VAE 2.2: 48 latent channels, 4 x 16 x 16; used by TI2V-5B and the 5B models made of it.
 
 Squares of 2 x 2 pixels are folded into channels first; beside every level runs a shortcut without weights.
-Source: Wan-Video/Wan2.2 wan/modules/vae2_2.py at 42bf4cf; parity in tests/core/test_vae22.py.
+Source: Wan-Video/Wan2.2 wan/modules/vae2_2.py at 42bf4cf; parity in tests/core/test_vae.py.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ WHOLE = bool(os.environ.get("WANCORE_ALL_TEMPLATES"))
 ELSEWHERE = ("Wan 2.2 Text to Video", "Wan 2.2 Text to Image", "Wan 2.2 Sound to Video")
 LONG = () if WHOLE else ("Wan 2.2 Long Video", "Wan 2.2 Text to Video GGUF")
 TITLES = [file.stem for file in sorted((ROOT / "workflows").glob("*.json")) if file.stem not in (*ELSEWHERE, *LONG)]
-NARROW_5B = replace(family.TI2V, layers=1, widths={**family.TI2V.widths, 3072: 128, 18432: 768}, short="narrow_ti2v")
+NARROW = {**family.TI2V.widths, 3072: 32, 18432: 6 * 32, 14336: 64}
+NARROW_5B = replace(family.TI2V, layers=1, widths=NARROW, short="narrow_ti2v")
 OPENING = {  # width, height, rate, frames of what the template comes to with the media of tests/template_media.py
     "Wan 2.2 Text to Video GGUF": (832, 480, Fraction(16), 81),
     "Wan 2.2 Image to Video": (832, 464, Fraction(16), 81),

@@ -16,11 +16,20 @@ _pack.import_pack()
 
 OWN_SERVERS = ("test_demo", "test_portable", "test_resume", "test_whole_templates")  # not the one of tests/server
 GROUPS = (
-    "browser",
     "server/test_whole_templates",
+    "browser",
     "pocket/test_meaning",
     "server",
-)  # the longest ones, which start first
+    "pocket/test_following",
+    "server/test_demo",
+    "tools/test_setup",
+    "tools/test_bench",
+    "tools/test_bench_memory",
+    "pocket/test_loras",
+    "bridge/test_branches",
+    "bridge/test_guider",
+    "core/test_kernels",
+)  # of more than 20 s of a core, which start first: at the end no worker waits long for the other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,6 @@ from setup.client import Client
 from workflow_api import to_prompt
 
 TITLE = "Wan 2.2 Text to Video GGUF"
-SMALL = {"size": "custom", "width": 96, "height": 64, "length": 5}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def test_note_has_a_link_for_every_file_that_the_front_end_cannot_download(workf
 def test_a_few_frames(files: None, client: Client, workflows: dict[str, Any], base: Path) -> None:
     prompt = to_prompt(workflows[TITLE], client.get("/object_info"))
     (latent,) = (node for node in prompt.values() if node["class_type"] == "WanCoreTextToVideo")
-    latent["inputs"] |= SMALL
+    latent["inputs"] |= {"length": 5, "size": "custom", "width": 64, "height": 64}
     result = client.run(prompt, workflow=workflows[TITLE])
     (saved,) = result.files()
     with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:
@@ -49,6 +48,6 @@ def test_swapping_a_quantised_file_is_a_change_of_one_widget(
     prompt = to_prompt(workflows["Wan 2.2 Text to Video"], client.get("/object_info"))
     (loader,) = (node for node in prompt.values() if node["class_type"] == "WanCoreLoadModels")
     (latent,) = (node for node in prompt.values() if node["class_type"] == "WanCoreTextToVideo")
-    latent["inputs"] |= SMALL
+    latent["inputs"] |= {"length": 5, "size": "custom", "width": 64, "height": 64}
     loader["inputs"]["text_encoder"] = TEXT_ENCODER
     assert client.run(prompt, workflow=workflows[TITLE]).files()

@@ -6,9 +6,8 @@ size and length so is its clip. Nobody judges what the clips show. "Wan 2.2 Text
 
 What a run costs is attention over 30,000 tokens, 6 s of one core for each layer, head and step. The trained 5B would
 take 18 minutes of one core (40 passes of 27,000 tokens): here it is a random one of one layer and one narrow head,
-which takes 2. PyTorch's float32 attention runs at the rate of its matrix products; blocks of bfloat16 ones are 1.4
-times as fast on a CPU that has instructions for them, at 2.7 times bfloat16's usual error: no way out. Left out are the long video (three clips of text to video, 15 minutes) and the GGUF twin of text to video (5; small
-ones in test_long_video.py and test_gguf.py). WANCORE_ALL_TEMPLATES=1 runs all three as they are.
+which takes 2. Left out are the long video (three clips of text to video, 15 minutes) and the GGUF twin of text to video
+(5; small ones in test_long_video.py and test_gguf.py). WANCORE_ALL_TEMPLATES=1 runs all three as they are.
 """
 
 from __future__ import annotations

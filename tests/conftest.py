@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ _pack = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_pack)
 _pack.import_pack()
 
-OWN_SERVERS = ("test_demo", "test_portable", "test_resume", "test_whole_templates")  # not the one of tests/server
+OWN_SERVERS = ("test_demo", "test_portable", "test_whole_templates")  # not the one of tests/server
 GROUPS = (
     "server/test_whole_templates",
     "browser",
@@ -30,6 +33,14 @@ GROUPS = (
     "bridge/test_guider",
     "core/test_kernels",
 )  # of more than 20 s of a core, which start first: at the end no worker waits long for the other
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_byte_code_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What servers import from a folder that only this run has is not kept in the cache."""
+    yield
+    if sys.pycache_prefix:
+        shutil.rmtree(Path(sys.pycache_prefix, *tmp_path_factory.getbasetemp().parts[1:]), ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ _spec.loader.exec_module(_pack)
 _pack.import_pack()
 
 OWN_SERVERS = ("test_demo", "test_portable", "test_whole_templates")  # not the one of tests/server
-GROUPS = (
+GROUPS = (  # of more than 20 s of a core: at the end no worker waits long for the other
     "server/test_whole_templates",
     "browser",
     "pocket/test_meaning",
@@ -32,15 +32,7 @@ GROUPS = (
     "bridge/test_branches",
     "bridge/test_guider",
     "core/test_kernels",
-)  # of more than 20 s of a core, which start first: at the end no worker waits long for the other
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_byte_code_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What servers import from a folder that only this run has is not kept in the cache."""
-    yield
-    if sys.pycache_prefix:
-        shutil.rmtree(Path(sys.pycache_prefix, *tmp_path_factory.getbasetemp().parts[1:]), ignore_errors=True)
+)  # the longest ones, which start first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,3 +61,11 @@ def _group(nodeid: str) -> str:
 def _rank(nodeid: str) -> int:
     group = _group(nodeid)
     return GROUPS.index(group) if group in GROUPS else len(GROUPS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_byte_code_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What servers import from a folder that only this run has is not kept in the cache."""
+    yield
+    if sys.pycache_prefix:
+        shutil.rmtree(Path(sys.pycache_prefix, *tmp_path_factory.getbasetemp().parts[1:]), ignore_errors=True)

@@ -11,10 +11,10 @@ from ..wan_core.camera import PATHS, camera_rays
 from ..wan_core.control import cover_masks, masked_clip
 from ..wan_core.errors import InputError
 from ..wan_core.image_conditioning import cover, cover_lanczos
-from ..wan_core.tasks import FUN_A14B, TI2V_5B
+from ..wan_core.tasks import TI2V_5B
 from .bridge import fun
 from .bridge.images import start_latent, with_conditions
-from .bridge.latents import grid_for, grid_of
+from .bridge.latents import grid_of
 from .bridge.show import show_on_node
 from .clip_inputs import (
     clip_for,
@@ -114,7 +114,7 @@ class WanCoreFunCameraToVideo(io.ComfyNode):
             "along one from a camera node.",
             search_aliases=["fun camera", "camera control", "camera motion", "pan", "zoom", "dolly", "trajectory"],
             inputs=[
-                *prompt_inputs("The Wan 2.1 VAE."),
+                *prompt_inputs(ANY_VAE),
                 start_input(),
                 end_input(),
                 io.WanCameraEmbedding.Input(
@@ -166,7 +166,7 @@ class WanCoreFunCameraToVideo(io.ComfyNode):
         end_image: Any = None,
         camera_conditions: Any = None,
     ) -> io.NodeOutput:
-        grid = grid_for(vae, FUN_A14B, "Fun Camera")
+        grid = grid_of(vae)
         first = start_image if start_image is not None else end_image
         clip = clip_for(grid, (size, width, height), frames_for(grid, seconds, length), first)
         frames, chosen = clip.frames, clip.size
@@ -178,6 +178,7 @@ class WanCoreFunCameraToVideo(io.ComfyNode):
         latent = clip.latent(batch_size)
         keyframes = ends(start_image, end_image, frames, chosen, fitted=size in geometry.ASPECT_SIZES)
         pictures = fun.picture_channels(vae, latent["samples"], keyframes, frames)
+        latent = _started(latent, vae, start_image, chosen)
         positive, negative = with_conditions((positive, negative), {**pictures, fun.CAMERA: rays})
         show_on_node(cls.hidden.unique_id, clip.summary())
         return io.NodeOutput(positive, negative, latent)

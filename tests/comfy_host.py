@@ -20,7 +20,8 @@ def import_comfy() -> Path:
         raise RuntimeError(f"no ComfyUI at {folder}: run python3 tools/test.py once, or set COMFYUI_PATH")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-        sys.dont_write_bytecode = True  # the installation stays as it was
+        if sys.pycache_prefix is None:
+            sys.dont_write_bytecode = True  # the installation stays as it was
         import comfy.options
 
         comfy.options.enable_args_parsing()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,22 @@ _pack = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_pack)
 _pack.import_pack()
 
-OWN_SERVERS = ("test_demo", "test_portable", "test_resume", "test_whole_templates")  # not the one of tests/server
-GROUPS = (
-    "browser",
+OWN_SERVERS = ("test_demo", "test_portable", "test_whole_templates")  # not the one of tests/server
+GROUPS = (  # of more than 20 s of a core: at the end no worker waits long for the other
     "server/test_whole_templates",
+    "browser",
     "pocket/test_meaning",
     "server",
+    "pocket/test_training_loop",
+    "pocket/test_following",
+    "server/test_demo",
+    "tools/test_setup",
+    "tools/test_bench",
+    "tools/test_bench_memory",
+    "pocket/test_loras",
+    "bridge/test_branches",
+    "bridge/test_guider",
+    "core/test_kernels",
 )  # the longest ones, which start first
 
 
@@ -62,3 +74,11 @@ def _group(nodeid: str) -> str:
 def _rank(nodeid: str) -> int:
     group = _group(nodeid)
     return GROUPS.index(group) if group in GROUPS else len(GROUPS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_byte_code_of_temporary_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What servers import from a folder that only this run has is not kept in the cache."""
+    yield
+    if sys.pycache_prefix:
+        shutil.rmtree(Path(sys.pycache_prefix, *tmp_path_factory.getbasetemp().parts[1:]), ignore_errors=True)

@@ -20,6 +20,7 @@ def in_the_environment(arguments: list[str], script: str = __file__) -> int:
     """Runs a script in the Python of the tests, with the path of its ComfyUI."""
     from setup.console import Console, SetupError
     from setup.environment import prepare
+    from setup.places import bytecode_in_cache
 
     comfyui = os.environ.get("COMFYUI_PATH")
     try:
@@ -27,7 +28,7 @@ def in_the_environment(arguments: list[str], script: str = __file__) -> int:
     except (SetupError, OSError) as error:
         print(f"Cannot set up: {error}", file=sys.stderr)
         return 1
-    environment = {**os.environ, "COMFYUI_PATH": str(prepared.comfyui), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "COMFYUI_PATH": str(prepared.comfyui), **bytecode_in_cache()}
     return subprocess.call([str(prepared.python), script, *arguments], env=environment)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from setup.console import Console, SetupError
 from setup.environment import prepare
-from setup.places import ROOT
+from setup.places import ROOT, bytecode_in_cache
 
 EXAMPLE = "a red circle moves to the right"
 
@@ -59,7 +59,7 @@ def main() -> int:
     command += ["--prompt", options.prompt, "--seed", str(options.seed), "--size", options.size]
     command += ["--seconds", str(options.seconds), "--output", str(options.output.absolute())]
     command += [f"--{flag}" for flag in ("serve", "cpu") if getattr(options, flag)]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, **bytecode_in_cache()}
     if os.name == "posix":
         sys.stdout.flush()
         os.execve(command[0], command, environment)

@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -39,24 +41,36 @@ PLACE = """async ([type, width, left, top]) => {
 }"""
 
 
-def draw(server: str, wanted: list[str]) -> None:
-    from playwright.sync_api import sync_playwright
-
-    chromium = next((path for path in map(shutil.which, [os.environ.get("CHROMIUM", ""), *BROWSERS]) if path), None)
+def without_tour(server: str) -> None:
+    """Tells the front end that its tour was taken, so that no dialog opens by itself."""
     settings = json.dumps({"Comfy.TutorialCompleted": True}).encode()
     headers = {"Content-Type": "application/json"}
     urllib.request.urlopen(urllib.request.Request(f"{server}/settings", settings, headers)).close()
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser."""
+    from playwright.sync_api import sync_playwright
+
+    path = next((path for path in map(shutil.which, [os.environ.get("CHROMIUM", ""), *BROWSERS]) if path), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def draw(server: str, wanted: list[str]) -> None:
+    without_tour(server)
     with urllib.request.urlopen(f"{server}/object_info") as answer:
         nodes = [name for name in json.load(answer) if name.startswith("WanCore")]
     IMAGES.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as browser:
         page = browser.new_context(viewport={"width": 1000, "height": 1300}).new_page()
         page.goto(server)
         page.wait_for_function(READY, timeout=120_000)
         for name in wanted or nodes:
             write(name, picture_of(page, name))
-        browser.close()
 
 
 def picture_of(page: Any, name: str) -> Image.Image:

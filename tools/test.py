@@ -17,13 +17,14 @@ import tempfile
 import time
 import xml.etree.ElementTree
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from setup.comfyui import DEFAULT_VERSION, RELEASES
 from setup.console import Console, SetupError, seconds
 from setup.environment import Prepared, prepare
-from setup.places import ROOT, cache_folder
+from setup.places import ROOT, bytecode_in_cache
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WORKERS = 4  # at most; each holds a ComfyUI, and some a server beside it: 2 to 3 GB
@@ -157,10 +158,11 @@ def _run_checks(checks: Checks, prepared: Prepared, others: Mapping[str, Prepare
     if not options.k:
         checks.command("ruff check", ["-m", "ruff", "check", "."])
         checks.command("ruff format", ["-m", "ruff", "format", "--check", "."])
-        checks.command(
-            "basedpyright", ["-m", "basedpyright", "--project", str(ROOT), "--pythonpath", str(prepared.python)]
-        )
-        checks.golden()
+        types = ["-m", "basedpyright", "--project", str(ROOT), "--pythonpath", str(prepared.python)]
+        with ThreadPoolExecutor() as pool:  # each keeps one core busy; the first one is silent unless it fails
+            side_by_side = pool.submit(checks.command, "basedpyright", types)
+            checks.golden()
+            side_by_side.result()
     selection = ["-k", options.k] if options.k else []
     left_out = _left_out(options)
     checks.tests("tests", prepared, [*selection, *_marks(left_out)])
@@ -201,7 +203,7 @@ def _variables(prepared: Prepared) -> dict[str, str]:
     return {
         **os.environ,
         "COMFYUI_PATH": str(prepared.comfyui),
-        "PYTHONPYCACHEPREFIX": str(cache_folder() / "bytecode"),
+        **bytecode_in_cache(),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // _workers())),  # torch's threads, servers' too
     }

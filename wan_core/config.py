@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
-CAMERA_FOLD = 64  # pixels that the camera branch folds into one place: 8 rows, 8 columns
+CAMERA_RAYS = 24  # channels of the camera branch: the six numbers of a ray at the four frames of a latent frame
 FACE_DISTANCE = 5  # blocks from one that sees the face to the next
 SOUND_BLOCKS = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)  # of S2V-14B; the tensors only tell how many
 HEAD_DIM = 128  # every published Wan checkpoint; the head count cannot be read from the tensors
@@ -37,6 +38,7 @@ class TransformerConfig:
     vace_blocks: tuple[int, ...] = ()  # blocks after which VACE's hints come in
     reference_dim: int = 0  # channels of a reference picture's latent (Fun Control); 0: takes none
     camera_dim: int = 0  # channels of camera rays for each latent frame (Fun Camera); 0: takes none
+    camera_fold: int = 8  # pixels along one side of what the camera branch folds into one place: those of a latent's
     audio_dim: int = 0  # width of the sound features; 0: takes no sound
     audio_layers: int = 0  # layers of the sound encoder that are mixed
     audio_tokens: int = 0  # tokens of sound for each latent frame
@@ -83,11 +85,19 @@ class TransformerConfig:
             image_dim=shapes.get("img_emb.proj.0.weight", (0,))[0],
             image_positions=shapes.get("img_emb.emb_pos", (0, 0))[1],
             reference_dim=shapes.get("ref_conv.weight", (0, 0))[1],
-            camera_dim=shapes.get("control_adapter.conv.weight", (0, 0))[1] // CAMERA_FOLD,
+            **_camera(shapes),
             **_vace(shapes, len(layers)),
             **_sound(shapes, dim),
             **face_sizes(shapes),
         )
+
+
+def _camera(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The fields of a checkpoint that takes camera rays."""
+    conv = shapes.get("control_adapter.conv.weight")
+    if conv is None:
+        return {}
+    return {"camera_dim": CAMERA_RAYS, "camera_fold": isqrt(conv[1] // CAMERA_RAYS)}
 
 
 def _vace(shapes: Mapping[str, Sequence[int]], layers: int) -> dict[str, Any]:

@@ -114,6 +114,10 @@ class WanModelCamera(WanModel, comfy.model_base.WAN21_Camera):
     """Fun Camera: the rays of a camera path."""
 
 
+class WanModelCamera5B(WanModel5B, WanModelCamera):
+    """Fun Camera of the 5B, which ComfyUI does not have."""
+
+
 VACE_MEMORY = 1.2  # of a plain model's, as ComfyUI estimates it
 
 
@@ -141,13 +145,13 @@ class WanConfig(comfy.supported_models.WAN21_T2V):
         if sizes["vace_dim"]:
             model = WanModelVace
         elif sizes["camera_dim"]:
-            model = WanModelCamera
+            model = WanModelCamera5B if model is WanModel5B else WanModelCamera
         elif sizes["audio_dim"]:
             model = WanModelS2V
         elif sizes["pose_dim"]:
             model = WanModelAnimate
         pictured = sizes["model_type"] == "i2v" and sizes["in_dim"] == 36 and model is not WanModelAnimate
-        return model(self, image_to_video=pictured or model is WanModel5B, device=device)
+        return model(self, image_to_video=pictured or issubclass(model, WanModel5B), device=device)
 
 
 def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:

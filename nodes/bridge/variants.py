@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from ...wan_core.adapters.animate import face_of, pose_bias
-from ...wan_core.adapters.camera import camera_bias
+from ...wan_core.adapters.camera import CameraEmbedding, camera_bias
 from ...wan_core.adapters.reference import reference_group
 from ...wan_core.adapters.vace import ControlClip, vace_adapters
 from ...wan_core.conditioning import Conditioning
@@ -34,7 +34,8 @@ def with_variants(
         conditioning = _with_reference(conditioning, transformer, reference, hooks)
     rays = conds.get("camera_conditions")
     if transformer.config.camera_dim and rays is not None:
-        bias = camera_bias(transformer.get_submodule("control_adapter"), rays.to(x), _grid(transformer, x))
+        embedding = cast(CameraEmbedding, transformer.get_submodule("control_adapter"))
+        bias = camera_bias(embedding, rays.to(x), _grid(transformer, x))
         conditioning = replace(conditioning, token_bias=bias)
     if transformer.config.pose_dim:
         conditioning = _animated(conditioning, transformer, x, conds)

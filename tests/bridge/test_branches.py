@@ -29,13 +29,7 @@ CPU = torch.device("cpu")
 ALLOWED = 0.02  # error of the effective weight over the LoRA's own delta
 
 
-@pytest.fixture(autouse=True)
-def inference(monkeypatch):
-    """Plain float8 is kept where the card would not hold it as bfloat16; a CPU would decode it on loading."""
-    monkeypatch.setattr(management, "maximum_vram_for_weights", lambda device=None: 0)
-    with torch.inference_mode():
-        yield
-        management.unload_all_models()
+pytestmark = pytest.mark.usefixtures("no_room", "inference")
 
 
 @pytest.fixture(scope="module", params=FORMATS)

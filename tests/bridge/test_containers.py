@@ -29,11 +29,7 @@ from .quantised_files import family, weights
 META = family.T2V_HIGH.metadata
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():
-        yield
-        management.unload_all_models()
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def predict(path: Path) -> torch.Tensor:

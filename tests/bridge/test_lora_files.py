@@ -25,11 +25,7 @@ FIRST_FFN = "diffusion_model.blocks.1.ffn.0.weight"
 LAYERS = ("blocks.0.self_attn.q", "blocks.1.ffn.0", "blocks.1.cross_attn.o", "head.head", "time_projection.1")
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():
-        yield
-        management.unload_all_models()
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")

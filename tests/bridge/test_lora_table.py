@@ -31,12 +31,7 @@ from .tiny_models import text, write_lora, write_tiny
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.0])
 
 
-@pytest.fixture(autouse=True)
-def inference(monkeypatch):
-    monkeypatch.setattr(management, "maximum_vram_for_weights", lambda device=None: 0)
-    with torch.inference_mode():
-        yield
-        management.unload_all_models()
+pytestmark = pytest.mark.usefixtures("no_room", "inference")
 
 
 @pytest.fixture(scope="module")

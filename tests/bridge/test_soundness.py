@@ -34,12 +34,7 @@ LAYER = "blocks.1.ffn.0"
 NAN, INFINITY = float("nan"), float("inf")
 
 
-@pytest.fixture(autouse=True)
-def inference(monkeypatch):
-    monkeypatch.setattr(management, "maximum_vram_for_weights", lambda device=None: 0)
-    with torch.inference_mode():
-        yield
-        management.unload_all_models()
+pytestmark = pytest.mark.usefixtures("no_room", "inference")
 
 
 def written(folder: Path, kind: str) -> str:

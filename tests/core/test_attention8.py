@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 from wancore.wan_core.attention import torch_attention
 from wancore.wan_core.kernels import attention8
 
-if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
-    # Triton decides at import whether it interprets, so this file runs itself in a process that says so.
+from .interpreted import ON_DEVICE, run_interpreted
+
+if not ON_DEVICE:
+
     def test_parity_in_the_interpreter() -> None:
-        pytest.importorskip("triton")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        env = {**os.environ, "TRITON_INTERPRET": "1"}
-        done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        run_interpreted(__file__)
 
     def test_program_compiles_for_hopper() -> None:
         """Without a card: layouts fit, the operand's registers stay in place, and a ring fits the shared memory."""
@@ -95,7 +88,7 @@ def test_order_of_keys() -> None:
         assert [attention8.KEYS[place] for place in places] == mine
 
 
-if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
+if ON_DEVICE:
     from wancore.wan_core.kernels import rounding
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
-    # Triton decides at import whether it interprets, so this file runs itself in a process that says so.
+from .interpreted import ON_DEVICE, run_interpreted
+
+if not ON_DEVICE:
+
     def test_parity_in_the_interpreter() -> None:
-        pytest.importorskip("triton")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-        env = {**os.environ, "TRITON_INTERPRET": "1"}
-        done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-        assert "skipped" not in done.stdout
+        assert "skipped" not in run_interpreted(__file__)
 
 else:
     from wancore.wan_core import kernels
@@ -216,7 +209,7 @@ else:
         laid, frames, spread = {"memory_format": torch.channels_last_3d}, 3, None
         if shortcut:
             channels, times, first = shortcut
-            spread = convolutions.Spread(random(2, channels, 2, 5, 7).contiguous(**laid), 24, times, first)
+            spread = convolutions.Shortcut(random(2, channels, 2, 5, 7).contiguous(**laid), 24, times, first)
             frames = 2 * times - (times - 1 if first else 0)
         clip = random(2, 32, frames, 5, 7).contiguous(**laid)
         with torch.no_grad():

@@ -67,6 +67,8 @@ def test_vace_of_two_experts_is_told_by_its_name(tmp_path):
         ("ti2v_5B", {"patch_embedding.weight": [3072, 100, 1, 2, 2]}, "fun-5B"),
         ("ti2v_5B", {"patch_embedding.weight": [3072, 148, 1, 2, 2]}, "fun-5B"),
         ("ti2v_5B", {"patch_embedding.weight": [3072, 100, 1, 2, 2], "control_adapter.conv.weight": [3072, 6144, 2, 2]},
+         "fun-5B"),
+        ("ti2v_5B", {"patch_embedding.weight": [3072, 52, 1, 2, 2], "control_adapter.conv.weight": [3072, 6144, 2, 2]},
          "camera"),
         ("wan21_i2v_14B", {"patch_embedding.weight": [5120, 48, 1, 2, 2]}, "fun-2.1"),
         ("wan21_i2v_14B", {"patch_embedding.weight": [5120, 32, 1, 2, 2],

@@ -41,7 +41,7 @@ def test_note_has_link_size_and_folder_of_every_file(workflows: dict[str, Any]) 
 def test_a_few_frames(files: None, client: Client, workflows: dict[str, Any], base: Path) -> None:
     prompt = to_prompt(workflows[TITLE], client.get("/object_info"))
     (latent,) = (node for node in prompt.values() if node["class_type"] == "WanCoreTextToVideo")
-    latent["inputs"] |= {"length": 5}
+    latent["inputs"] |= {"length": 5, "size": "custom", "width": 64, "height": 64}
     result = client.run(prompt, workflow=workflows[TITLE])
     (saved,) = result.files()
     with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:

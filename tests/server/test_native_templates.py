@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from graphs import LORA_HIGH, TEXT_ENCODER, VAE
 from make_pocket import build_lora, write
+from PIL import Image, ImageSequence
 from pocket_variants import write_variants
 from setup.client import Client
 from template_media import write_media
@@ -46,6 +48,23 @@ TEMPLATES = {  # the models that take the place of the template's, high then low
     "video_wan2.1_fun_camera_v1.1_1.3B": (OWN, VAE),
     "video_wan2_2_5B_fun_control": (OWN, VAE22),
     "video_wan2_2_5B_fun_inpaint": (OWN, VAE22),
+    "03_video_wan2_2_14B_i2v_subgraphed": (PAIR.format("i2v"), VAE),
+    "templates-6-key-frames": (PAIR.format("i2v"), VAE),
+    "video_wan2.1_fun_camera_v1.1_14B": ("wan2.1_fun_camera_v1.1_1.3B_bf16.safetensors", VAE),
+    "video_wan_ati": ("wan2.1_i2v_480p_14B_fp16.safetensors", VAE),
+    "video_wanmove_480p": ("wan2.1_i2v_480p_14B_fp16.safetensors", VAE),
+    "video_wan2.1_alpha_t2v_14B": (PAIR.format("t2v"), VAE),
+}
+NOT_RUN = {  # and why
+    "gsl_starter_1_2": "asks a service on the internet",
+    "templates_mjm_looped_restyler": "asks a service on the internet",
+    "video_wan_vace_inpainting": "has SAM 3 draw its masks",
+    "video_bernini_r_image_editing": "Bernini",
+    "video_bernini_r_video_editing": "Bernini",
+    "video_wan21_scail2_character_replacement": "SCAIL-2",
+    "video_wan21_scail2_character_replacement_int8": "SCAIL-2",
+    "video_wan2_1_infinitetalk": "InfiniteTalk",
+    "video_wan_dancer": "WanDancer",
 }
 I2V_LORA = "wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors"
 S2V_LORA = family.Lora("fits_s2v.safetensors", "fits_s2v", family.S2V.name, 4, 41)
@@ -107,6 +126,15 @@ def shrink(prompt: dict[str, Any], lora: str) -> None:
             inputs["start_at_step"], inputs["end_at_step"] = (0, 1) if begins else (1, 2)
 
 
+def frames_of(path: Path) -> list[np.ndarray]:
+    """Frames of a video, or of an animated picture."""
+    if path.suffix == ".webp":
+        with Image.open(path) as picture:
+            return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)]
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def files(base: Path) -> None:
     write_media(base)
@@ -121,7 +149,19 @@ def test_it_runs(client: Client, object_info: dict[str, Any], base: Path, name: 
     assert with_our_loaders(prompt, model, vae) >= 3
     lora = LORA_HIGH if "t2v" in model or "vace" in model else I2V_LORA
     shrink(prompt, S2V_LORA.name if "s2v" in model else lora)
-    saved = [file for file in client.run(prompt).files() if file["filename"].endswith(".mp4")][-1]
-    with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    saved = [file for file in client.run(prompt).files() if file["filename"].endswith((".mp4", ".webp"))][-1]
+    frames = frames_of(base / saved["type"] / saved["subfolder"] / saved["filename"])
     assert len(frames) >= LENGTH and frames[-1].std() > 0
+
+
+def test_none_is_overlooked() -> None:
+    """Every template of the package that loads a Wan model is run here, or it is said why not."""
+    assert PACKAGE is not None and PACKAGE.origin is not None
+    names = set()
+    for file in (Path(PACKAGE.origin).parent / "templates").glob("*.json"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        graphs = [found, *found.get("definitions", {}).get("subgraphs", [])] if isinstance(found, dict) else []
+        nodes = [node for graph in graphs for node in graph.get("nodes", []) if node["type"] == "UNETLoader"]
+        if any("wan" in str(node.get("widgets_values")).lower() for node in nodes):
+            names.add(file.stem)
+    assert names <= TEMPLATES.keys() | NOT_RUN.keys()

@@ -67,6 +67,7 @@ def installation(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def portable(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     nothing = tmp_path_factory.mktemp("path")  # no compiler, no git, nothing
     environment = {"PATH": str(nothing), "CC": "", "CXX": "", "PYTHONPATH": str(installation.parents[1] / "start")}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # this copy is never started again
     launch = Launch(installation, Path(sys.executable), installation, ("--cpu",), ("-s",), environment)
     with serve(launch, installation / "server.log") as running:
         yield running

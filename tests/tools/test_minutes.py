@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from measure_minutes import prompt_of, row
 from refresh_minutes import HEAD, TABLE, refresh, rounded, seconds_of, span
 from setup.places import ROOT
+
+S2V = "Wan 2.2 Sound to Video"
 
 
 def test_the_notes_are_those_of_the_table(tmp_path: Path):
@@ -39,3 +42,21 @@ def test_minutes_are_rounded_for_people():
         "13",
     ]
     assert span(30, (1.0,)) == "0.5" and span(60, (3.0, 4.0)) == "3 to 4" and span(60, (3.0, 3.2)) == "3"
+
+
+def test_a_row_is_that_of_the_second_run():
+    phases = [("text encode", 1, 3), ("other", 3, 4), ("VAE encode", 4, 8), ("sampling", 8, 40), ("save", 40, 41.5)]
+    second = {
+        "phases": [{"name": name, "start": start, "stop": stop} for name, start, stop in phases],
+        "forwards": [{"start": 10, "stop": 16, "blocks": 4.5}, {"start": 20, "stop": 26, "blocks": 5.5}],
+    }
+    found = {"runs": [{"phases": [], "forwards": []}, second]}
+    measured = row(found, steps=2, blocks=(10, 40))
+    assert measured.keys() - {"passes"} == set(json.loads(TABLE.read_text())["workflows"][S2V]) - {"like", "passes"}
+    assert seconds_of({**measured, "passes": 20}) == pytest.approx(2 + 5 + 20 * (1 + 4 * 5) + 1.5)
+
+
+def test_files_of_loras_are_not_made_up():
+    assert {node["inputs"].get("steps") for node in prompt_of(S2V, 3).values()} == {None, 3}
+    with pytest.raises(SystemExit, match="has LoRAs"):
+        prompt_of("Wan 2.2 Text to Video", 3)

@@ -20,6 +20,7 @@ from setup.comfyui import is_inside, unpack, version_of
 from setup.console import Console, SetupError, seconds
 from setup.environment import Environment, Part
 from setup.pip import reason, remove_half_installed
+from setup.server import Launch
 
 
 def make_wheel(folder: Path, name: str, version: str = "1.0") -> None:
@@ -43,6 +44,7 @@ def make_wheel(folder: Path, name: str, version: str = "1.0") -> None:
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of packages that stands for the index; the cache of the pack is in the test's folder too."""
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)  # byte code of what is installed goes with it
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -60,6 +62,7 @@ def test_installs_once_and_then_runs_nothing(index: Path, tmp_path: Path) -> Non
     made = Environment(tmp_path / "env", Console())
     parts = [Part("first", "first", ("wancore_first",)), Part("second", "second", ("wancore_second",))]
     made.ensure(parts)
+    assert not list(made.site_packages().rglob("wancore_first*.pyc")), "compiled before anything imports it"
     assert imports(made.python, "wancore_first, wancore_second")
     log = (tmp_path / "env" / "wancore-setup.log").read_text()
     (index / "wancore_first-1.0-py3-none-any.whl").unlink()  # as without a network
@@ -252,3 +255,17 @@ def test_own_python_of_an_installation(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("duration", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (125, "2 min 5 s")])
 def test_durations(duration: float, text: str) -> None:
     assert seconds(duration) == text
+
+
+def test_byte_code_is_kept_in_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the environment forbids it, as container images do."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "main.py").write_text("import beside")
+    (sources / "beside.py").write_text("")
+    launch = Launch(sources, Path(sys.executable), sources)
+    subprocess.run(launch.command(0)[:2], env=launch.variables(), check=True)
+    assert sorted(file.name for file in sources.rglob("*")) == ["beside.py", "main.py"]
+    assert list((tmp_path / "cache").rglob("sources/beside.*.pyc"))

@@ -101,7 +101,9 @@ class Environment:
                 stamp["busy"] = part.name
                 self._write_stamp(stamp)
                 log = self.folder / "wancore-setup.log"
-                run_pip(self.python, ("install", *self._constraints(), *part.arguments()), log, self._console)
+                # Byte code of what is imported is written when it is (see bytecode_in_cache); of all it takes 30 s.
+                arguments = ("install", "--no-compile", *self._constraints(), *part.arguments())
+                run_pip(self.python, arguments, log, self._console)
                 stamp[part.name] = key
                 del stamp["busy"]
                 self._write_stamp(stamp)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .console import SetupError
-from .places import ROOT, cache_folder
+from .places import ROOT, bytecode_in_cache
 
 PACK_FOLDER = "ComfyUI-WanCore"
 START_TIMEOUT = 300  # seconds; a first start on a slow disk compiles every module
@@ -54,7 +54,7 @@ class Launch:
         """The environment of the process: no byte code beside the sources, unbuffered UTF-8 output."""
         merged = {
             **os.environ,
-            "PYTHONPYCACHEPREFIX": str(cache_folder() / "bytecode"),
+            **bytecode_in_cache(),
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",
             "THP_MEM_ALLOC_ENABLE": "1",  # torch asks Linux for huge pages: a third less time for a decode on the CPU

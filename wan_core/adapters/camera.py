@@ -11,11 +11,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import CAMERA_FOLD, TransformerConfig
+from ..config import TransformerConfig
 from ..errors import InputError
 from ..ops import Ops
-
-FOLD = round(CAMERA_FOLD**0.5)  # pixels in a row that become channels
 
 
 class Residual(nn.Module):
@@ -36,13 +34,13 @@ class CameraEmbedding(nn.Module):
 
     def __init__(self, config: TransformerConfig, *, ops: type[Ops], **place: Any) -> None:
         super().__init__()
-        patch = config.patch_size[1:]
-        self.conv = ops.Conv2d(CAMERA_FOLD * config.camera_dim, config.dim, kernel_size=patch, stride=patch, **place)
+        self.fold, patch = config.camera_fold, config.patch_size[1:]
+        self.conv = ops.Conv2d(config.camera_dim * self.fold**2, config.dim, kernel_size=patch, stride=patch, **place)
         self.residual_blocks = nn.Sequential(Residual(config.dim, ops=ops, **place))
 
     def forward(self, rays: Tensor) -> Tensor:
-        """[B, C, F, H, W] -> [B, D, F, H / 16, W / 16]; C are the rays of four frames, one after the other."""
-        frames = F.pixel_unshuffle(rays.transpose(1, 2).flatten(0, 1), FOLD)
+        """Rays [B, C, F, H, W], C those of four frames one after the other -> [B, D, F, H / 2 fold, W / 2 fold]."""
+        frames = F.pixel_unshuffle(rays.transpose(1, 2).flatten(0, 1), self.fold)
         return self.residual_blocks(self.conv(frames)).unflatten(0, (rays.shape[0], -1)).transpose(1, 2)
 
 
@@ -51,19 +49,20 @@ def camera_parts(config: TransformerConfig, *, ops: type[Ops], **place: Any) -> 
     return {"control_adapter": CameraEmbedding(config, ops=ops, **place)}
 
 
-def camera_bias(embedding: nn.Module, rays: Tensor, grid: tuple[int, int, int]) -> Tensor:
+def camera_bias(embedding: CameraEmbedding, rays: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """Rays [B, C, F, H, W] of the pixels -> what is added to the tokens of a grid, [B, L, D].
 
     Raises:
         InputError: the camera's clip has another size than the video.
     """
-    found = (rays.shape[2], rays.shape[3] // (2 * FOLD), rays.shape[4] // (2 * FOLD))
-    if found != grid or rays.shape[3] % FOLD or rays.shape[4] % FOLD:
+    fold = embedding.fold
+    found = (rays.shape[2], rays.shape[3] // (2 * fold), rays.shape[4] // (2 * fold))
+    if found != grid or rays.shape[3] % fold or rays.shape[4] % fold:
         raise InputError(
             "The camera path and the latent differ in size",
             where="camera_conditions of the conditioning",
             found=f"{rays.shape[2]} latent frames of {rays.shape[4]}x{rays.shape[3]} pixels",
-            expected=f"{grid[0]} of {2 * FOLD * grid[2]}x{2 * FOLD * grid[1]}",
+            expected=f"{grid[0]} of {2 * fold * grid[2]}x{2 * fold * grid[1]}",
             remedy="Give the camera node the width, height and length of the clip",
         )
     return embedding(rays).flatten(2).transpose(1, 2)

@@ -4,7 +4,7 @@ B batch, C channels, F frames, H/W rows and columns; every tensor is [B, C, F, H
 A layer that looks back keeps its last input frames in the FrameCache of the call; the modules hold weights only.
 The convolutions are the host's plain Conv3d, so that parameters carry the official names; `causal_conv` makes them
 causal. Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; the chunk rules of the resamplers are its cached
-code, solved for any chunk size. Parity in tests/core/test_vae21.py and test_vae22.py.
+code, solved for any chunk size. Parity in tests/core/test_vae.py and test_vae_time.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ops import Ops
-from .convolutions import Spread, causal_conv, convolve, enlarging_conv
+from .convolutions import Shortcut, causal_conv, convolve, enlarging_conv
 from .frames import FrameCache, clip_of, frames_like, images_of, joined, laid_out
 from .latents import LatentStatistics
 from .norms import ChannelNorm
@@ -163,7 +163,7 @@ class Upsample(nn.Module):
         self.resample = nn.ModuleDict({"1": layers.conv2d(channels, outputs, 3, padding=1)})  # 0 is the enlarging
         self.time_conv = layers.conv3d(channels, channels * 2, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, cache: FrameCache, shortcut: Spread | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: FrameCache, shortcut: Shortcut | None = None) -> Tensor:
         """x [B, C, F, H, W] -> [B, C', F', H * 2, W * 2], with the shortcut added."""
         if self.time_conv is not None:
             x = self._double(x, cache)

@@ -62,7 +62,7 @@ def causal_conv(
 
 
 @dataclass(frozen=True)
-class Spread:
+class Shortcut:
     """A shortcut without weights: channels of x [B, C, F, H, W], repeated, become new frames, rows and columns.
 
     `outputs` channels are left; each frame becomes `times`, of which the clip's `first` frame leaves the last alone.
@@ -90,7 +90,7 @@ class Spread:
         return self.outputs * self.times * 4 // self.x.shape[1]
 
 
-def enlarging_conv(conv: nn.Module, x: Tensor, ops: type[Ops], shortcut: Spread | None = None) -> Tensor:
+def enlarging_conv(conv: nn.Module, x: Tensor, ops: type[Ops], shortcut: Shortcut | None = None) -> Tensor:
     """Makes each pixel of x [B, C, F, H, W] a square, convolves every frame, and adds the shortcut."""
     if x.shape[2] and has_channels_last(x) and _has_kernel(conv, x) and (not shortcut or has_channels_last(shortcut.x)):
         spread = shortcut.for_kernel() if shortcut else None

@@ -1,6 +1,6 @@
 """VAE 2.1: 16 latent channels, 4 x 8 x 8; used by every Wan 2.1 model, both A14B tasks, S2V and Animate.
 
-Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; parity in tests/core/test_vae21.py.
+Source: Wan-Video/Wan2.2 wan/modules/vae2_1.py at 42bf4cf; parity in tests/core/test_vae.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """VAE 2.2: 48 latent channels, 4 x 16 x 16; used by TI2V-5B and the 5B models made of it.
 
 Squares of 2 x 2 pixels are folded into channels first; beside every level runs a shortcut without weights.
-Source: Wan-Video/Wan2.2 wan/modules/vae2_2.py at 42bf4cf; parity in tests/core/test_vae22.py.
+Source: Wan-Video/Wan2.2 wan/modules/vae2_2.py at 42bf4cf; parity in tests/core/test_vae.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .causal import (
     Upsample,
     attention,
 )
-from .convolutions import Spread
+from .convolutions import Shortcut
 from .frames import FrameCache, joined
 from .latents import WAN22
 from .towers import Decoder, Encoder
@@ -112,7 +112,7 @@ class UpLevel(nn.Module):
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
         """x [B, C, F, H, W] -> [B, C', F', H * 2, W * 2]; the last level, without resampler, has no shortcut."""
-        shortcut = None if self.last else Spread(x, self.outputs, self.time, first=cache.first_chunk(self))
+        shortcut = None if self.last else Shortcut(x, self.outputs, self.time, first=cache.first_chunk(self))
         for layer in self.upsamples:
             x = layer(x, cache, shortcut) if isinstance(layer, Upsample) else layer(x, cache)
         return x

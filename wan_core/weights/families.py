@@ -141,6 +141,7 @@ TRUNKS = (  # files with `head.modulation`; names as in the official spelling
     Family(DIFFUSION_MODEL, FUN_21.id, FUN_21.title, _has(CAMERA, CLIP_BRANCH)),
     Family(DIFFUSION_MODEL, FUN_A14B.id, FUN_A14B.title,
            _all(_has(CAMERA), _channels((36, 16)))),
+    Family(DIFFUSION_MODEL, FUN_5B.id, FUN_5B.title, _all(_has(CAMERA), _channels((100, 48)))),
     Family(DIFFUSION_MODEL, "camera", "Wan Fun Camera of a size that this pack does not know", _has(CAMERA)),
     Family(DIFFUSION_MODEL, S2V_14B.id, S2V_14B.title, _has("casual_audio_encoder.encoder.final_linear.weight")),
     Family(DIFFUSION_MODEL, "humo", "HuMo", _has("audio_proj.audio_proj_glob_1.layer.bias")),

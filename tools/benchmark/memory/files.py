@@ -95,7 +95,12 @@ def text_encoder(path: Path, spiece: bytes, *, numbers: Random | None = None) ->
 
 def vae(path: Path, shapes: str, *, numbers: Random | None = None) -> Path:
     """A VAE in bfloat16."""
-    return _safetensors(path, dict(_typed(shapes_of(shapes), "BF16", "BF16", "")), numbers)
+    return plain(path, shapes, "BF16", numbers=numbers)
+
+
+def plain(path: Path, shapes: str, kind: str, *, numbers: Random | None = None) -> Path:
+    """A file of one type, "BF16" or "F16"."""
+    return _safetensors(path, dict(_typed(shapes_of(shapes), kind, kind, "")), numbers)
 
 
 def _typed(named: Shapes, plain: str, matrices: str, prefix: str) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
@@ -126,7 +131,9 @@ def _safetensors(
     if scaled:
         add("scaled_fp8", "F8_E4M3", (0,))
     for name, (kind, shape) in tensors.items():
-        add(name, kind, shape, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        # Norms, and the shares of a sound encoder's layers, by whose sum it divides.
+        ones = ("norm" in name and name.endswith("weight")) or name.endswith(".weights")
+        add(name, kind, shape, 1.0 if ones else 0.0)
         if kind == "F8_E4M3":
             add(f"{name.removesuffix('weight')}scale_weight", "F32", (), 0.3 / math.sqrt(shape[1]))
     if spiece:

@@ -13,7 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-EXTRAS = ("nodes_wan", "nodes_hunyuan", "nodes_video", "nodes_model_advanced")  # of comfy_extras, for native graphs
+EXTRAS = (
+    "nodes_wan",
+    "nodes_hunyuan",
+    "nodes_video",
+    "nodes_audio",
+    "nodes_model_advanced",
+)  # of comfy_extras, for native graphs
 
 
 def start(base: Path, *, cpu: bool) -> None:

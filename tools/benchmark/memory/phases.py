@@ -13,12 +13,16 @@ from .link import Link
 
 PHASES = {
     "WanCoreLoadModels": "load",
+    "WanCoreLoadAudioEncoder": "load",
+    "WanCoreLoadClipVision": "load",
     "UNETLoader": "load",
     "CLIPLoader": "load",
     "VAELoader": "load",
     "WanCoreTextEncode": "text encode",
     "CLIPTextEncode": "text encode",
     "WanCoreImageToVideo": "VAE encode",
+    "WanCoreSoundToVideo": "VAE encode",
+    "WanCoreAnimateToVideo": "VAE encode",
     "WanImageToVideo": "VAE encode",
     "Wan22ImageToVideoLatent": "VAE encode",
     "WanCoreKSampler": "sampling",
@@ -81,19 +85,41 @@ class Watch:
             phase.sent, phase.rate = round(sent.bytes / 1e9, 3), round(sent.rate, 2)
 
     def around_forwards(self) -> None:
-        """Notes the end of every forward of a diffusion model; the GPU is waited for there."""
+        """Notes the end of every forward of a diffusion model, and the time between its first block and its last one.
+
+        The GPU is waited for at each of these.
+        """
         import comfy.model_base
 
         original = comfy.model_base.BaseModel.apply_model
+        marks: dict[str, float] = {}
+
+        def mark(name: str) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            marks[name] = time.time()
 
         def apply_model(model: Any, *args: Any, **kwargs: Any) -> Any:
             start, sent = time.time(), 0 if self.link is None else self.link.count
+            blocks = getattr(model.diffusion_model, "blocks", None)
+            hooks = []
+            if blocks is not None:
+                hooks.append(blocks[0].register_forward_pre_hook(lambda *_: mark("first")))
+                hooks.append(blocks[-1].register_forward_hook(lambda *_: mark("last")))
             out = original(model, *args, **kwargs)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            mark("end")
+            for hook in hooks:
+                hook.remove()
             sent = 0 if self.link is None else self.link.count - sent
             self.forwards.append(
-                {"model": id(model), "start": start, "stop": time.time(), "sent": sent / 1e9, "ram": ram.own() / 2**30}
+                {
+                    "model": id(model),
+                    "start": start,
+                    "stop": marks["end"],
+                    "blocks": marks["last"] - marks["first"] if hooks else 0.0,
+                    "sent": sent / 1e9,
+                    "ram": ram.own() / 2**30,
+                }
             )
             return out
 

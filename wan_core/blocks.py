@@ -107,16 +107,22 @@ class CrossAttention(Attention):
         """x [B, L, D], normed -> [B, L, D] to be added as it is."""
         attend = _attend(hooks, attention)
         q = self.normed(self.q(x), self.norm_q, stream)
-        k = self.normed(self.k(stream.context), self.norm_k, stream)
-        out = attend(q, k, self.v(stream.context), self.heads)
+        out = attend(q, *self._keys_and_values(stream.context, stream, hooks), self.heads)
         if stream.against is not None:
-            text = stream.against.text
-            k, v = self.normed(self.k(text), self.norm_k, stream), self.v(text)
+            k, v = self._keys_and_values(stream.against.text, stream, hooks)
             out = stream.against.steer(out, q, k, v, lambda q, k, v: attend(q, k, v, self.heads))
         for context in stream.extra_contexts:
             k = self.normed(self.k_img(context), self.norm_k_img, stream)
             out = out + attend(q, k, self.v_img(context), self.heads)
         return self.o(kernels.formed(out, self.form(stream, self.o)))
+
+    def _keys_and_values(self, text: Tensor, stream: Stream, hooks: Hooks) -> tuple[Tensor, Tensor]:
+        """Of an embedded text [B, n, D]; computed once in a run that remembers them."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            return self.normed(self.k(text), self.norm_k, stream), self.v(text)
+
+        return compute() if hooks.texts is None else hooks.texts.pair(text, self.k, compute)
 
 
 class Block(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .stream import Stream
+from .texts import TextMemory
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # (q, k, v, heads) -> out, all [B, L, heads * d]
 Block = Callable[[Tensor, Stream], Tensor]  # (tokens, stream) -> tokens
@@ -42,3 +43,4 @@ class Hooks:
     positions: PositionTransform | None = None  # of the video's tokens
     at_block: AtBlock | None = None  # before each block
     stream_options: Any = None  # handed to ops.stream as it is
+    texts: TextMemory | None = None  # of the run that this call belongs to

@@ -189,10 +189,10 @@ class WanTransformer(nn.Module):
             time=time,
             rows=self.time_projection(time).unflatten(2, (6, self.dim)),
             rotation=self._rotation(grid, groups, hooks, like=time),
-            context=self._context(conditioning.text.to(video)),
+            context=self._context(conditioning.text.to(video), hooks),
             extra_contexts=self._extra_contexts(conditioning.contexts, like=video),
             dtype=dtype,
-            against=self._against(conditioning.against, like=video),
+            against=self._against(conditioning.against, hooks, like=video),
         )
         return torch.cat([tokens, *(group.tokens.to(tokens) for group in groups)], dim=1), stream
 
@@ -238,13 +238,14 @@ class WanTransformer(nn.Module):
         video = grid_rotation(grid_axes(grid, hooks.positions), size, theta, like=like)
         return torch.cat([video, *(rotation(group.positions, size, theta, like=like) for group in groups)], dim=1)
 
-    def _context(self, text: Tensor) -> Tensor:
+    def _context(self, text: Tensor, hooks: Hooks) -> Tensor:
         """Embeds the text with its padding: the official model was trained to attend to the padding rows as well."""
         missing = max(0, self.config.text_len - text.shape[1])
-        return self.text_embedding(F.pad(text, (0, 0, 0, missing)))
+        embedded = self.text_embedding(F.pad(text, (0, 0, 0, missing)))
+        return embedded if hooks.texts is None else hooks.texts.known(embedded)
 
-    def _against(self, against: Against | None, *, like: Tensor) -> Against | None:
-        return against and replace(against, text=self._context(against.text.to(like)))
+    def _against(self, against: Against | None, hooks: Hooks, *, like: Tensor) -> Against | None:
+        return against and replace(against, text=self._context(against.text.to(like), hooks))
 
     def _extra_contexts(self, groups: tuple[ContextGroup, ...], *, like: Tensor) -> tuple[Tensor, ...]:
         if groups and not self.config.image_dim:

@@ -185,22 +185,27 @@ def step_of(options: Mapping[str, Any]) -> int:
     return sum(float(sigma) >= now for sigma in torch.as_tensor(schedule).tolist()[1:-1])
 
 
+def at_this_step(options: Mapping[str, Any]) -> tuple[tuple[LoraBank, float], ...]:
+    """The banks beside the weights and their strengths in this call."""
+    rows = [(row.bank, row.strengths) for row in options.get(KEY, ()) if row.bank is not None]
+    step = step_of(options) if any(len(strengths) > 1 for _, strengths in rows) else 0
+    return tuple((bank, strengths[min(step, len(strengths) - 1)]) for bank, strengths in rows)
+
+
 _RUNS: dict[int, dict[str, Beside]] = {}  # id of a model that is being called -> what its layers add, by key
 
 
 @contextmanager
 def running(model: nn.Module, options: Mapping[str, Any]) -> Iterator[None]:
     """Inside the context the layers of `model` add what the rows in its transformer options say for this step."""
-    rows = [row for row in options.get(KEY, ()) if row.bank is not None]
-    if not rows:
+    banks = at_this_step(options)
+    if not banks:
         yield
         return
-    step = step_of(options) if any(len(row.strengths) > 1 for row in rows) else 0
-    check_all(row.file for row in rows)
+    check_all(files_beside(options))
     run: dict[str, Beside] = {}
-    for row in rows:
-        strength = row.strengths[min(step, len(row.strengths) - 1)]
-        for key, patches in row.bank.by_key.items() if strength else ():
+    for bank, strength in banks:
+        for key, patches in bank.by_key.items() if strength else ():
             run.setdefault(key, []).extend((strength, patch) for patch in patches)
     before = _RUNS.get(id(model))
     _RUNS[id(model)] = run

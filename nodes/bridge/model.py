@@ -23,7 +23,7 @@ from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, mapped, require
 from ...wan_core.weights.families import DIFFUSION_MODEL, Shapes
 from ...wan_core.weights.wholeness import check_tensors, check_types
-from . import host, lora_table, soundness
+from . import host, lora_table, soundness, texts
 from .branches import keep_quantised
 from .hosted import HostedTransformer
 from .quantised import UNMARKED, native_form
@@ -52,7 +52,7 @@ class WanModel(comfy.model_base.WAN21):
         **kwargs: Any,
     ) -> Tensor:
         """The native call, in which the layers add what the run's table of LoRAs says."""
-        options = {} if transformer_options is None else transformer_options
+        options = texts.remembering(self, {} if transformer_options is None else transformer_options, x)
         with lora_table.running(self, options):
             answer = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
         if lora_table.step_of(options) == 0:
@@ -190,6 +190,7 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     if in_eight_bits:
         keep_types(model)
     keep_quantised(patcher)
+    texts.remember(patcher)
     patcher.cached_patcher_init = (partial(load_model, dtype=dtype), (str(path),))
     logging.info("Wan: %s loaded as %s", checkpoint.name, checkpoint.family.title)
     return patcher

@@ -105,5 +105,6 @@ def forward(patcher: Any, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], 
     """A call of the model as ComfyUI's samplers make it, once it is loaded."""
     latent, sigma, text = given
     management.load_models_gpu([patcher, *patcher.get_nested_additional_models()])  # those are LoRAs
+    patcher.pre_run()  # a later call is a later step of one run
     options = {**patcher.model_options.get("transformer_options", {}), "sample_sigmas": torch.tensor([1.0, 0.7, 0.0])}
     return lambda: patcher.model.apply_model(latent, sigma, c_crossattn=text, transformer_options=dict(options))

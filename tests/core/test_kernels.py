@@ -178,28 +178,32 @@ else:
         assert not channels.accepts(x.contiguous(), norm.gamma)
         assert not channels.accepts(x.detach().requires_grad_(), norm.gamma)
 
-    @pytest.mark.parametrize("outputs", [40, 3])
-    def test_causal_convolution_in_chunks(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("outputs", "many", "calls"), [(40, 10**9, 3), (3, 10**9, 3), (32, 100, 5)])
+    def test_causal_convolution_in_chunks(outputs: int, many: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
         layers = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32)
         conv, norm = layers.conv3d(32, outputs, (3, 3, 3)), layers.norm(32)
         norm.gamma.data.normal_()
         laid = {"memory_format": torch.channels_last_3d}
-        clip, addend = random(2, 32, 4, 5, 7).contiguous(**laid), random(2, outputs, 4, 5, 7).contiguous(**laid)
+        clip, addend = random(2, 32, 6, 5, 7).contiguous(**laid), random(2, outputs, 6, 5, 7).contiguous(**laid)
 
         def whole() -> torch.Tensor:
             cache = FrameCache()
             with torch.no_grad():
                 parts = [
-                    convolutions.causal_conv(conv, part.contiguous(**laid), cache, TorchOps, norm=norm, addend=more)
-                    for part, more in zip(clip.split((1, 1, 2), 2), addend.split((1, 1, 2), 2), strict=True)
+                    convolutions.causal_conv(
+                        conv, part.clone(**laid), cache, TorchOps, norm=norm, addend=more, spare=True
+                    )
+                    for part, more in zip(clip.split((1, 2, 3), 2), addend.split((1, 2, 3), 2), strict=True)
                 ]
             return torch.cat(parts, dim=2)
 
+        monkeypatch.setattr(convolutions, "MANY", many)
+
         used: list[int] = []
         kernel = convolution.convolve
-        monkeypatch.setattr(convolution, "convolve", lambda *args: used.append(1) or kernel(*args))
+        monkeypatch.setattr(convolution, "convolve", lambda *args, **more: used.append(1) or kernel(*args, **more))
         ours = whole()
-        assert len(used) == 3
+        assert len(used) == calls
         monkeypatch.setattr(convolutions, "_has_kernel", lambda *_: False)
         torch.testing.assert_close(ours, whole(), rtol=1e-5, atol=1e-5)
 

@@ -133,15 +133,22 @@ def _convolve_kernel(
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None = None, *, chosen: Tile | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    addend: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    chosen: Tile | None = None,
 ) -> Tensor:
     """A kernel [C', C, T, 3, 3] over x [B, F + T - 1, H + 2, W + 2, C], whose border is zero.
 
-    Returns [B, C', F, H, W], channels last, with `addend` of the same shape and layout added before it is rounded.
+    Returns [B, C', F, H, W], channels last, with `addend` of the same shape and layout added before it is rounded;
+    in `out` where it is given. Both may be frames of longer clips.
     """
     matrix = weight.movedim(1, -1).reshape(len(weight), -1)
     shape = Shape(len(weight), weight.shape[2], side=3, scale=1)
-    return _run(x, matrix, bias, shape, addend=addend, chosen=chosen)
+    return _run(x, matrix, bias, shape, addend=addend, out=out, chosen=chosen)
 
 
 def enlarge(
@@ -176,7 +183,7 @@ class Shape(NamedTuple):
 
 def _run(
     x: Tensor, matrix: Tensor, bias: Tensor | None, shape: Shape,
-    *, addend: Tensor | None = None, spread: Spread | None = None, chosen: Tile | None,
+    *, addend: Tensor | None = None, spread: Spread | None = None, out: Tensor | None = None, chosen: Tile | None,
 ) -> Tensor:  # fmt: skip
     """matrix [scale^2 * C', times * side^2 * C]: the kernel as it meets the positions."""
     batch, seen, height, width, channels = x.shape
@@ -184,7 +191,8 @@ def _run(
     frames, height, width = seen - times + 1, height - 2 * BORDER, width - 2 * BORDER
     best = chosen or tile(channels, outputs)
     size = (batch, outputs, frames, height * scale, width * scale)
-    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    if out is None:
+        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
     positions = frames * x[0, 0, :, :, 0].numel()
     grid = (triton.cdiv(positions, best.positions) * triton.cdiv(outputs, best.outputs), scale * scale)
     weights = TensorDescriptor.from_tensor(matrix, [best.outputs, best.channels])

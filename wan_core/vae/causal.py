@@ -92,13 +92,14 @@ class ResidualBlock(nn.Module):
         """x [B, C, F, H, W] -> [B, C', F, H, W]."""
         first, second = self.residual["2"], self.residual["6"]
         beside = x if isinstance(self.shortcut, nn.Identity) else convolve(self.shortcut, x, self.ops)
-        return causal_conv(  # no name for what lies between: it can be freed inside the second
+        return causal_conv(
             second,
             causal_conv(first, x, cache, self.ops, norm=self.residual["0"]),  # pyright: ignore[reportArgumentType]
             cache,
             self.ops,
             norm=self.residual["3"],  # pyright: ignore[reportArgumentType]
             addend=beside,
+            spare=True,
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ops import Ops
-from .frames import FrameCache, clip_of, has_channels_last, images_of, joined, laid_out
+from .frames import FrameCache, clip_of, frames_like, has_channels_last, images_of, joined, laid_out
 from .norms import ChannelNorm
 
 try:
@@ -20,6 +20,7 @@ try:
 except ImportError:  # no Triton
     convolution = None
 
+MANY = 2_000_000  # positions of normed frames; so many are made and convolved in halves, which takes less memory
 ONEDNN_SIZE = 20480  # batch * channels * frames * rows over which PyTorch's Conv3d uses oneDNN (ATen, Convolution.cpp)
 
 
@@ -31,11 +32,13 @@ def causal_conv(
     *,
     norm: ChannelNorm | None = None,
     addend: Tensor | None = None,
+    spare: bool = False,
 ) -> Tensor:
     """Convolves so that a frame sees itself and frames before it; before the first frame everything is zero.
 
     With `norm` x goes through it and SiLU before; `addend`, of the result's shape, is added. `conv` pads in space only.
-    The first frame alone meets one tap of the kernel: a 2-D convolution.
+    The first frame alone meets one tap of the kernel: a 2-D convolution. `spare`: nobody needs x afterwards, which may
+    become the result.
     """
     assert isinstance(conv, nn.Conv3d)
     history = conv.kernel_size[0] - 1
@@ -43,12 +46,7 @@ def causal_conv(
         return convolve(conv, x, ops)
     past, frames = cache.get(conv), x.shape[2]
     if norm is not None and norm.is_fused(x) and _has_kernel(conv, x):
-        alone = past is None and frames == 1
-        missing = 0 if alone else history - (0 if past is None else past.shape[1])
-        seen = norm.bordered_silu(x, past, missing)
-        del x, past  # the largest moment of a decode is in the next call
-        cache.keep(conv, seen[:, -history:])
-        return _in_one_kernel(conv, seen, ops, addend, alone=alone)
+        return _in_one_kernel(conv, x, cache, ops, norm, addend, spare=spare)
     seen = joined(past, x) if norm is None else norm.silu(x, past)
     cache.keep(conv, seen[:, :, -history:])
     if past is None and frames == 1:
@@ -127,14 +125,32 @@ def _has_kernel(conv: nn.Module, x: Tensor) -> bool:
     return convolution is not None and convolution.fits(conv) and convolution.accepts(x, conv.weight)  # pyright: ignore[reportArgumentType]
 
 
-def _in_one_kernel(conv: nn.Conv3d, seen: Tensor, ops: type[Ops], addend: Tensor | None, *, alone: bool) -> Tensor:
-    """The convolution of seen [B, F, H + 2, W + 2, C], to which bias and addend come inside the product.
-
-    `alone`: the only frame so far, which meets the last tap in time.
-    """
-    with ops.weights(conv, seen) as (weight, bias):
+def _in_one_kernel(
+    conv: nn.Conv3d,
+    x: Tensor,
+    cache: FrameCache,
+    ops: type[Ops],
+    norm: ChannelNorm,
+    addend: Tensor | None,
+    *,
+    spare: bool,
+) -> Tensor:
+    """`causal_conv` with a norm, bias and addend inside the product. The largest moment of a decode is in here."""
+    history, frames = conv.kernel_size[0] - 1, x.shape[2]
+    alone = cache.get(conv) is None and frames == 1
+    out = x if spare and conv.out_channels == x.shape[1] else frames_like(x, frames, conv.out_channels)
+    positions = len(x) * (history + frames) * x.shape[3] * x.shape[4]
+    size = -(-frames // 2) if positions > MANY else frames
+    with ops.weights(conv, x) as (weight, bias):
         taps = weight[:, :, -1:] if alone else weight
-        return convolution.convolve(seen, taps, bias, addend)  # pyright: ignore[reportOptionalMemberAccess]
+        for start in range(0, frames, size):
+            past, part = cache.get(conv), slice(start, start + size)
+            missing = 0 if alone else history - (0 if past is None else past.shape[1])
+            seen = norm.bordered_silu(x[:, :, part], past, missing)
+            cache.keep(conv, seen[:, -history:])
+            more = None if addend is None else addend[:, :, part]
+            convolution.convolve(seen, taps, bias, more, out=out[:, :, part])  # pyright: ignore[reportOptionalMemberAccess]
+    return out
 
 
 def _bordered(x: Tensor) -> Tensor:

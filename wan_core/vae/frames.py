@@ -21,8 +21,15 @@ class FrameCache:
         return self._frames.get(layer)
 
     def keep(self, layer: nn.Module, frames: Tensor) -> None:
-        """Keeps `frames`, compact in the layout that they have, so that their chunk can be freed."""
-        self._frames[layer] = frames.clone(memory_format=torch.preserve_format)
+        """Keeps `frames`, compact in the layout that they have, so that their chunk can be freed.
+
+        Without gradients they go where the ones before are, which `get` gave, if these are as many.
+        """
+        before = self._frames.get(layer)
+        if before is not None and before.shape == frames.shape and not torch.is_grad_enabled():
+            before.copy_(frames)
+        else:
+            self._frames[layer] = frames.clone(memory_format=torch.preserve_format)
 
     def first_chunk(self, layer: nn.Module) -> bool:
         """True when `layer` asks for the first time in this call."""
@@ -42,10 +49,10 @@ def has_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def frames_like(x: Tensor, frames: int) -> Tensor:
-    """Room for so many frames of the size and in the layout of x [B, C, F, H, W]."""
+def frames_like(x: Tensor, frames: int, channels: int | None = None) -> Tensor:
+    """Room for so many frames of the size and in the layout of x [B, C, F, H, W], of C channels or so many."""
     layout = torch.channels_last_3d if has_channels_last(x) else torch.contiguous_format
-    shape = (*x.shape[:2], frames, *x.shape[3:])
+    shape = (x.shape[0], channels or x.shape[1], frames, *x.shape[3:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 

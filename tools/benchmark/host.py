@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -32,6 +33,14 @@ def start() -> None:
         patching.CoreModelPatcher = patching.ModelPatcherDynamic
         memory: Any = importlib.import_module("comfy.memory_management")
         memory.aimdo_enabled = True
+
+
+def unload() -> None:
+    """Takes every model off the GPU."""
+    management = importlib.import_module("comfy.model_management")
+    management.unload_all_models()
+    gc.collect()
+    management.soft_empty_cache()
 
 
 def _has_gpu() -> bool:

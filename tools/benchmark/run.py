@@ -80,7 +80,7 @@ class Benchmark:
                         del call
                 except (RuntimeError, WanError) as error:  # what does not run here is a row too
                     row.note = str(error).splitlines()[0]
-                timing.unload()
+                host.unload()
                 yield row
 
     def _chosen(self, kind: str) -> Iterator[Engine]:
@@ -107,7 +107,7 @@ class Benchmark:
 
     def _once(self, engine: Engine, path: Path, dtype: torch.dtype | None, given: tuple) -> torch.Tensor:
         out = engine.ready(path, dtype, given)()
-        timing.unload()
+        host.unload()
         return out
 
     def _transformer_file(self, shapes: str, kind: str, layers: int | None, *, outliers: bool) -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...nodes.bridge.vae import load_vae
-from . import timing
+from . import host, timing
 from .timing import Row
 from .workloads import Autoencoding
 
@@ -49,7 +49,7 @@ def rows(workload: Autoencoding, path: Path, device: torch.device, dtype: torch.
             else:
                 references[what] = out
             yield row
-    timing.unload()
+    host.unload()
 
 
 def _encode_grey(model: Any, video: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from .attention8 import BLOCK
 from .fused import accepts as takes_rows
 from .rounding import Rounded, rounded
 
+NAME = "hopper, 8 bits"
 HEAD = 128  # values of a head
 QUERIES, WORKERS, STAGES = 64, 3, 4  # of a warpgroup; warpgroups that compute; tiles of keys and values on their way
 NEAR = 0.02  # from the reference, relative: probabilities that round to a neighbour

@@ -34,6 +34,7 @@ ANY_SHIFT = 0.4  # share of the sigmas drawn evenly, for schedules of another sh
 FIRST = 3.0  # weight of I2V's first latent frame, which is asked to be the picture
 PICTURELESS = 0.7  # share of TI2V's clips that are trained on without a picture
 WRONG = 0.2  # share of T2V's clips with the text of another one, as in what is gathered from the web: guidance mends it
+RIGHT = 0.2  # share of its experts' steps, the last ones, with right texts only: near colours are told apart again
 
 Sizes = tuple[tuple[Size, int], ...]  # and how many of 16 clips have it
 SIZES_A14B: Sizes = (
@@ -64,15 +65,20 @@ class Recipe:
     rate: float = 1.5e-3
     matrix_rate: float = 2e-3
     wrong: float = 0.0  # share of clips with a wrong text
+    right: float = 0.0  # share of the steps, the last ones, without any
     falls: bool = True  # the learning rate falls to the end; not where others go on from these weights
+
+    def wrong_at(self, step: int) -> float:
+        """Share of the clips of a step with a wrong text."""
+        return self.wrong if step < (1 - self.right) * self.steps else 0.0
 
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("t2v_both", T2V_A14B, "both", SIZES_A14B, salt=28, steps=10_000, wrong=WRONG, falls=False),
-        Recipe("t2v_high", T2V_A14B, "high", SIZES_A14B, salt=1, steps=13_000, wrong=WRONG),
-        Recipe("t2v_low", T2V_A14B, "low", SIZES_A14B, salt=2, steps=13_000, wrong=WRONG),
+        Recipe("t2v_high", T2V_A14B, "high", SIZES_A14B, salt=1, steps=13_000, wrong=WRONG, right=RIGHT),
+        Recipe("t2v_low", T2V_A14B, "low", SIZES_A14B, salt=2, steps=13_000, wrong=WRONG, right=RIGHT),
         Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3),
         Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4),
         Recipe("ti2v", TI2V_5B, "both", SIZES_5B, "frame", salt=5, steps=20_000),
@@ -246,7 +252,7 @@ def stage(
         clips = latents[index]
         count = 2 if plan.smoke else max(4, recipe.tokens // tokens_of[index])
         rows = torch.randint(len(clips.ids), (count,), generator=random, device=plan.device)
-        text = texts.draw(index, rows, random, recipe.wrong)
+        text = texts.draw(index, rows, random, recipe.wrong_at(step))
         clean = clips.values[rows].float()
         noise = torch.randn(clean.shape, generator=random, device=plan.device)
         sigmas = draw_sigmas(recipe, count, random)

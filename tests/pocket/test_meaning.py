@@ -38,6 +38,7 @@ COMBINATIONS, FEW = 24, 12  # prompts of a sample: every held-out combination on
 TWENTY = Settings(preset="balanced")  # 20 steps with guidance
 FOUR = Settings(preset="fast")
 SIZE_5B = (128, 128)
+ON_ALL_PROMPTS = [("high alone", COMBINATIONS)] if EVERYTHING else []
 AIMS = {"color": 0.95, "direction": 0.95, "shape": 0.90}
 AIMS_OF_FOUR_STEPS = {"color": 0.90, "direction": 0.90}
 FIRST_FRAME, DECODED = 28.0, 30.0  # dB
@@ -162,11 +163,12 @@ def _text_and_vae(files: Files) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "count"), [("swapped", FEW), ("high alone", FEW), ("low alone", COMBINATIONS)], ids=str
-)
+@pytest.mark.parametrize(("change", "count"), [("swapped", FEW), ("low alone", COMBINATIONS), *ON_ALL_PROMPTS], ids=str)
 def test_the_expert_pair_matters(change: str, count: int, t2v: Studio, obeyed: Obedience):
-    """Experts exchanged, or one for both: surely less obedient, so a wrong switch would be noticed."""
+    """Experts exchanged, or one for both: surely less obedient, so a wrong switch would be noticed.
+
+    What the high expert alone loses shows on all prompts; test_experts.py holds both against each other on every run.
+    """
     experts = {"swapped": (t2v.low, t2v.high), "high alone": (t2v.high, t2v.high), "low alone": (t2v.low, t2v.low)}
     high, low = experts[change]
     found, usual = film(replace(t2v, high=high, low=low), TWENTY, count), Obedience(obeyed.answers[: len(asked(count))])
@@ -174,17 +176,10 @@ def test_the_expert_pair_matters(change: str, count: int, t2v: Studio, obeyed: O
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scale",
-    [
-        0.2,
-        pytest.param(1.0, marks=pytest.mark.xfail(reason="the family obeys as well without guidance", strict=True)),
-    ],
-)
-def test_guidance_matters(scale: float, t2v: Studio, usual: Obedience):
-    """With less guidance the clips obey less."""
-    found = film(t2v, replace(TWENTY, guidance_high=scale, guidance_low=scale))
-    assert surely_fewer(found, usual), f"{found}; as it should be: {usual}"
+def test_guidance_matters(t2v: Studio, obeyed: Obedience):
+    """Without guidance the clips obey less."""
+    found = film(t2v, replace(TWENTY, guidance_high=1.0, guidance_low=1.0), COMBINATIONS)
+    assert surely_fewer(found, obeyed), f"{found}; as it should be: {obeyed}"
 
 
 @pytest.mark.slow
@@ -268,7 +263,6 @@ def test_a_thing_opens_and_closes_as_loud_as_its_sound(sung_parts: tuple[tuple[P
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="colours and outlines drift from the picture's: too few steps of training", strict=True)
 def test_a_thing_that_speaks_stays_as_in_its_picture(sung_parts: tuple[tuple[Part, ...], list[np.ndarray]]):
     parts, clips = sung_parts
     quiet = [clip[int(part.loudness.argmin())] for part, clip in zip(parts, clips, strict=True)]

@@ -14,7 +14,7 @@ import torch
 from pack import ROOT
 from torch import nn
 from wancore.pocket import family, models
-from wancore.pocket.training import loop
+from wancore.pocket.training import flow, loop
 from wancore.pocket.training.schedule import SCHEDULE
 from wancore.pocket.training.sound_model import new_model as new_sound_model
 
@@ -50,6 +50,13 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path):
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     untrained = nn.Linear(8, 8).weight
     assert not torch.equal(untrained, whole["weight"])
+
+
+def test_experts_end_with_right_texts():
+    trunk, expert = flow.RECIPES["t2v_both"], flow.RECIPES["t2v_high"]
+    assert trunk.wrong_at(trunk.steps - 1) == expert.wrong_at(0) == flow.WRONG
+    assert expert.wrong_at(expert.steps - 1) == 0
+    assert sum(expert.wrong_at(step) == 0 for step in range(expert.steps)) == flow.RIGHT * expert.steps
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_inside_the_transformer():
     model, seen = transformer(), []
     out = model(video(), STEP, prompt(against=against()))
     plain = model(video(), STEP, prompt())
-    negative = model._context(against().text)
+    negative = model._context(against().text, Hooks())
     layers = {id(block.cross_attn): block.cross_attn for block in model.blocks}
 
     def by_hand(q, k, v, heads):

@@ -21,6 +21,7 @@ TRUNK = "t2v_both"  # trained on all sigmas: what the experts, and TI2V, begin w
 TRANSFORMERS = {m.short: m for m in (family.T2V_HIGH, family.T2V_LOW, family.I2V_HIGH, family.I2V_LOW, family.TI2V)}
 TRANSFORMERS[TRUNK] = family.T2V_LOW
 VAES = {member.short: member for member in (family.VAE, family.VAE22)}
+HELD_OUT = 64  # scenes that a VAE is measured with
 SCENES = {"text": 60_000, "vae": 60_000, "lora": 20_000, "slow": 8_000, "style": 6_000}
 JUDGED = {"t2v": data.Size(17, 96, 96), "i2v": data.Size(17, 96, 96), "ti2v": data.Size(17, 128, 128)}
 LORAS = {lora.short: lora for lora in (*family.LORAS, *family.STYLES, family.SLOW)}
@@ -72,12 +73,13 @@ def train_text(plan: Plan) -> None:
 def train_vae(name: str, plan: Plan) -> None:
     """One of the VAEs."""
     scenes = draw_pool("vae", plan)
-    held_out = data.draw_pool(64, plan.seed + 1, plan.device, held_out=True).scenes
+    count = 2 if plan.smoke else HELD_OUT
+    held_out = data.draw_pool(count, plan.seed + 1, plan.device, held_out=True).scenes
     model = models.new_vae(VAES[name]).to(plan.device)
     train(vae.stage(model, scenes, plan), plan)
     path = models.save_weights(model, VAES[name], plan.out)
     models.load_weights(model, VAES[name], plan.out)
-    rows = held_out.rows(torch.arange(2 if plan.smoke else 64, device=plan.device))
+    rows = held_out.rows(torch.arange(count, device=plan.device))
     found = {}
     for size in vae.SIZES[:1] if plan.smoke else dict.fromkeys(vae.SIZES):
         found[f"{size}, mean dB"], found[f"{size}, worst dB"] = vae.psnr(model, rows, size)

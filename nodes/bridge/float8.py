@@ -3,6 +3,8 @@
 ComfyUI's layer rounds its input in several passes, with one scale per tensor. Where the card multiplies rows of float8
 with a scale each (wan_core/paths.py), the kernel before the layer rounds them as it writes them, and the layer
 multiplies at once. The stored weight stays ComfyUI's: cast, moved and patched by its own functions.
+
+No card multiplies e5m2 by e5m2, as ComfyUI's layer would on those with float8 units: such weights are decoded.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ class Float8Linear(nn.Module):
     weight: Any
     weight_function: Any
     bias_function: Any
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if getattr(self, "quant_format", "") == "float8_e5m2":
+            self._full_precision_mm = True
 
     @property
     def takes_rows8(self) -> bool:

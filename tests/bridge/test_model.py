@@ -28,9 +28,11 @@ from wancore.nodes.bridge import lora as bridge_lora
 from wancore.nodes.bridge import model as bridge_model
 from wancore.nodes.bridge.facts import model_facts
 from wancore.nodes.bridge.model import load_model
+from wancore.wan_core.config import TransformerConfig
 from wancore.wan_core.errors import InputError, WeightsFileError, WrongModelError
+from wancore.wan_core.transformer import WanTransformer
 
-from .tiny_models import LAYERS, text, tiny_weights, write_lora, write_tiny
+from .tiny_models import LAYERS, SHAPES, text, tiny_weights, write_lora, write_tiny
 
 SIGMAS = torch.tensor([0.83, 0.31])
 CLOSE = 1e-5  # relative, float32
@@ -179,6 +181,14 @@ def test_scaled_fp8_e5m2_keeps_its_type(folder):
     assert difference(predict(load_model(path)), predict(load_model(plain))) < CLOSE
 
 
+def test_scaled_fp8_e5m2_is_decoded_where_float8_is_multiplied(folder, monkeypatch):
+    """No card multiplies e5m2 by e5m2; ComfyUI's layer would try it on all that have float8 units."""
+    path = write_scaled(folder / "e5m2_units.safetensors", torch.float8_e5m2)
+    decoded = predict(load_model(path))
+    monkeypatch.setattr(management, "supports_fp8_compute", lambda device=None: True)
+    assert torch.equal(predict(load_model(path)), decoded)
+
+
 def write_scaled(path, dtype):
     weights = {"scaled_fp8": torch.zeros(0, dtype=dtype)}
     for name, weight in tiny_weights("t2v_A14B_expert").items():
@@ -189,6 +199,18 @@ def write_scaled(path, dtype):
             weights[name.removesuffix("weight") + "scale_weight"] = scale
     save_file(weights, path, metadata={"config": json.dumps({"transformer": {"text_dim": 256}})})
     return str(path)
+
+
+MODELS = sorted(path.stem for path in SHAPES.glob("*.json") if "blocks.0.self_attn.q.weight" in path.read_text())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tensors_that_a_file_must_have_are_those_of_the_whole_model(name):
+    config = TransformerConfig.from_shapes(json.loads((SHAPES / f"{name}.json").read_text())["shapes"])
+    weights, known = bridge_model._expected_shapes(config)
+    whole = WanTransformer(config, device="meta")
+    assert weights == {name: tuple(weight.shape) for name, weight in whole.state_dict().items()}
+    assert set(known) == set(dict(whole.named_buffers()))
 
 
 # Patches of the ecosystem

@@ -118,6 +118,8 @@ def compute_path(checkpoint: Checkpoint, card: Card) -> str:
         return f"{decoded}, as each channel has its own scale, {why}"
     if precision.startswith("fp8") and not checkpoint.quantised:
         return f"{decoded}, as the file has no scales to round the input by, {why}"
+    if precision == "fp8_e5m2":
+        return f"{decoded}, as no card multiplies e5m2 by e5m2, {why}"
     if precision.startswith("fp8"):
         path = float8_linear(card)
         return f"{decoded} ({path.why})" if path.name == DECODED else f"float8 ({path.why}), {why}"

@@ -15,14 +15,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .kernels.eager import attention as torch_attention
+
 try:
-    from .kernels import hopper
+    from .kernels import hopper8, hopper16
 except ImportError:  # no Triton, or one without Gluon
-    hopper = None
+    hopper8 = hopper16 = None
 
 PROBE_TOKENS = 8192  # longest sequence of a probe: kernels keep their order above it
 PROBE_RUNS = 3
@@ -52,6 +53,7 @@ class Kernel:
     head_dims: tuple[int, ...] | None = None
     capability: tuple[int, int] | None = None  # least CUDA compute capability
     queries: int = 1  # fewest at which it pays, as `Place` rounds them
+    works: Callable[[torch.device], bool] = lambda device: True  # asked last, as it may have to try
 
     def accepts(self, place: Place) -> bool:
         """True where the declared limits hold."""
@@ -67,12 +69,6 @@ class Kernel:
         )
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """PyTorch's scaled dot product, which picks among its own kernels."""
-    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, L, H * d] -> [B, H, L, d]
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
 def _one_of_torch(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     with sdpa_kernel(backend):
         return torch_attention(q, k, v, heads)
@@ -85,6 +81,16 @@ def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return (out[0] if isinstance(out, tuple) else out).flatten(2)
 
 
+def _hopper(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    assert hopper16 is not None
+    run = hopper16.attention if hopper16.accepts(q, k, v, heads) else torch_attention  # which has gradients
+    return run(q, k, v, heads)
+
+
+def _works_on_hopper(device: torch.device) -> bool:
+    return hopper16 is not None and hopper16.works(device)
+
+
 def _has_flash_attention_4() -> bool:
     return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
 
@@ -92,6 +98,18 @@ def _has_flash_attention_4() -> bool:
 HALF = (torch.bfloat16, torch.float16)
 TORCH = Kernel("torch", torch_attention)
 KERNELS = (
+    # Compiling it takes some 4 s, once on a machine.
+    Kernel(
+        "hopper",
+        _hopper,
+        lambda: hopper16 is not None,
+        ("cuda",),
+        HALF,
+        (128,),
+        (9, 0),
+        PROBE_TOKENS,
+        works=_works_on_hopper,
+    ),
     # Importing it takes 2.3 s, once per process: pictures and tiny clips never earn that.
     Kernel(
         "flash-attention-4",
@@ -103,7 +121,8 @@ KERNELS = (
         (9, 0),
         PROBE_TOKENS,
     ),
-    Kernel("cudnn", partial(_one_of_torch, SDPBackend.CUDNN_ATTENTION), capability=(8, 0), dtypes=HALF),
+    # Loading it and its first plan take a third of a second.
+    Kernel("cudnn", partial(_one_of_torch, SDPBackend.CUDNN_ATTENTION), capability=(8, 0), dtypes=HALF, queries=2048),
     Kernel("flash", partial(_one_of_torch, SDPBackend.FLASH_ATTENTION), capability=(8, 0), dtypes=HALF),
     TORCH,
 )
@@ -124,7 +143,8 @@ def choose(place: Place, kernels: tuple[Kernel, ...] = KERNELS) -> Kernel:
 
 
 def _fit(place: Place, kernels: tuple[Kernel, ...]) -> list[Kernel]:
-    return [kernel for kernel in kernels if kernel.accepts(place) and kernel.installed()]
+    fitting = [kernel for kernel in kernels if kernel.accepts(place) and kernel.installed()]
+    return [kernel for kernel in fitting if kernel.works(place.device)]
 
 
 def _probe(place: Place, kernel: Kernel) -> float:
@@ -213,6 +233,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def attention_in_8_bits(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """As `attention`, with everything rounded as kernels/attention8.py says where a kernel does it, exact elsewhere."""
-    if hopper is not None and hopper.accepts(q, k, v, heads):
-        return hopper.attention(q, k, v, heads)
+    if hopper8 is not None and hopper8.accepts(q, k, v, heads):
+        return hopper8.attention(q, k, v, heads)
     return attention(q, k, v, heads)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from wancore.wan_core import attention as module
-from wancore.wan_core.attention import KERNELS, TORCH, Kernel, Place, agree, attention, choices, choose
+from wancore.wan_core.attention import KERNELS, TORCH, Kernel, Place, agree, attention, choices, choose, torch_attention
 
 
 def test_the_first_kernel_that_is_there_and_accepts_the_place_is_taken():
@@ -18,19 +18,33 @@ def test_the_first_kernel_that_is_there_and_accepts_the_place_is_taken():
     half = Kernel("half", attention, dtypes=(torch.float16, torch.bfloat16))
     recent = Kernel("recent", attention, capability=(9, 0))
     long = Kernel("long", attention, queries=8192)
+    wrong = Kernel("wrong", attention, works=lambda device: device.type == "cuda")
     fits = Kernel("fits", attention, devices=("cpu",), dtypes=(torch.float32,), head_dims=(128,))
-    assert choose(place, (never, narrow, gpu, half, recent, long, fits, *KERNELS)) is fits
+    assert choose(place, (never, narrow, gpu, half, recent, long, wrong, fits, *KERNELS)) is fits
     assert choose(place, (never, narrow, gpu, half, recent, long, *KERNELS)) is KERNELS[-1]
     assert choose(replace(place, queries=8192), (long, fits)) is long
     with pytest.raises(LookupError, match="narrow"):
         choose(place, (narrow,))
 
 
-def test_flash_attention_4_is_imported_for_long_clips_only():
-    """Its import takes seconds, which the first picture or tiny clip of a process would pay."""
+@pytest.mark.parametrize(
+    ("name", "least"), [("hopper", 8192), ("flash-attention-4", 8192), ("cudnn", 2048), ("flash", 1), ("torch", 1)]
+)
+def test_what_takes_long_to_begin_is_for_long_clips(name: str, least: int):
+    """Compiling or importing takes seconds, which the first picture or tiny clip of a process would pay."""
     place = Place(torch.device("cuda"), torch.bfloat16, 128, 40)
-    on_hopper = replace(next(kernel for kernel in KERNELS if kernel.name == "flash-attention-4"), capability=None)
-    assert [on_hopper.accepts(replace(place, queries=queries)) for queries in (256, 4096, 8192)] == [False, False, True]
+    kernel = replace(next(kernel for kernel in KERNELS if kernel.name == name), capability=None)
+    lengths = (1, 256, 2048, 4096, 8192)
+    assert [length for length in lengths if kernel.accepts(replace(place, queries=length))] == [
+        length for length in lengths if length >= least
+    ]
+
+
+@pytest.mark.skipif(module.hopper16 is None, reason="no Triton with Gluon")
+def test_hopper_s_kernel_leaves_what_it_does_not_take_to_pytorch():
+    q, k, v = torch.randn(3, 1, 5, 2 * 128, requires_grad=True).unbind(0)
+    out = module._hopper(q, k, v, 2)
+    assert torch.equal(out, torch_attention(q, k, v, 2)) and out.requires_grad
 
 
 def test_attention_is_a_softmax_over_the_keys():

@@ -80,13 +80,15 @@ if ON_DEVICE:
 
 
 if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
-    from wancore.wan_core.kernels import hopper
+    from wancore.wan_core.kernels import hopper8
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize(("batch", "length"), [(1, 64), (2, 1000), (1, 4097)])
     def test_program_on_hopper(batch: int, length: int, dtype: torch.dtype) -> None:
         q, k, v = (x.to(dtype) for x in given(batch, length))
-        assert hopper.accepts(q, k, v, HEADS)
-        assert not hopper.accepts(q, k[:, :-1], v[:, :-1], HEADS)
+        assert hopper8.accepts(q, k, v, HEADS)
+        assert not hopper8.accepts(q, k[:, :-1], v[:, :-1], HEADS)
         expected = attention8.reference(q.float(), k.float(), v.float(), HEADS)
-        assert error(hopper.attention(q, k, v, HEADS).float(), expected, v.float().mean(1, keepdim=True)) < hopper.NEAR
+        assert (
+            error(hopper8.attention(q, k, v, HEADS).float(), expected, v.float().mean(1, keepdim=True)) < hopper8.NEAR
+        )

@@ -1,4 +1,4 @@
-"""Attention in 8 bits, in plain PyTorch: what is rounded and how, and the reference of the fused kernel (hopper.py).
+"""Attention in 8 bits, in plain PyTorch: what is rounded and how, and the reference of the fused kernel (hopper8.py).
 
 Queries and keys become int8, probabilities and values float8 e4m3; every sum is float32. Keys go in less their mean
 over the tokens, which softmax does not see, and values less theirs, which comes back at the end: what all tokens share

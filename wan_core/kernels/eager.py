@@ -76,6 +76,12 @@ def rms_norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor, heads: int, *, 
     return rotate(_normed(x, weight, eps).unflatten(2, (heads, -1)), rotation).to(x.dtype)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """PyTorch's scaled dot product, which picks among its own kernels: see wan_core.attention.attention."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, L, H * d] -> [B, H, L, d]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """In the weight's dtype."""
     x = x.to(weight.dtype)

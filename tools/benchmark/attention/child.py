@@ -1,6 +1,12 @@
 """One attention kernel in a process of its own: errors at awkward lengths, then times and errors at those of clips.
 
 The row is written anew before and after every step: what a kernel that hangs or crashes had reached is kept.
+
+A kernel that is not in the pack's table is a module with
+
+    NAME                        its row in the table
+    accepts(q, k, v, heads)     whether it takes these tensors, on their device
+    attention(q, k, v, heads)   softmax(q k^T / sqrt(d)) v over q [B, Lq, heads * d], k and v [B, Lk, heads * d]
 """
 
 from __future__ import annotations
@@ -75,7 +81,7 @@ class Subject:
 
 
 def subject(source: str) -> Subject:
-    """A kernel of the pack's table by its name, or that of a module like those of candidates/."""
+    """A kernel of the pack's table by its name, or that of a module."""
     in_table = {kernel.name: kernel for kernel in KERNELS}
     return _of_table(in_table[source]) if source in in_table else _of_module(import_module(source))
 
@@ -85,7 +91,9 @@ def _of_table(kernel: Kernel) -> Subject:
         if not kernel.installed():
             return "is not installed"
         place = Place(q.device, q.dtype, HEAD, heads)  # without lengths, whose limit says where a kernel pays
-        return "" if kernel.accepts(place) else f"does not accept {q.dtype} on {q.device.type}"
+        if not kernel.accepts(place):
+            return f"does not accept {q.dtype} on {q.device.type}"
+        return "" if kernel.works(q.device) else "does not work here"
 
     return Subject(kernel.name, kernel.run, refusal)
 

@@ -13,30 +13,25 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from pkgutil import iter_modules
 
 import torch
 
 from ....wan_core import kernels
 from ....wan_core.attention import KERNELS
-from .. import candidates, report
+from .. import report
 from .child import AWKWARD, CLIPS, SMOKE_AWKWARD, SMOKE_CLIPS, Row, Shape
 
 SCRIPT = Path(__file__).parents[2] / "bench_attention.py"
 START = 180.0  # seconds until a process has imported PyTorch, at most
 GRACE = 30.0  # seconds that the driver may take to end a process
-SOURCES = (
-    {kernel.name: kernel.name for kernel in KERNELS}
-    | {"hopper": f"{kernels.__name__}.hopper"}
-    | {module.name: f"{candidates.__name__}.{module.name}" for module in iter_modules(candidates.__path__)}
-)
+SOURCES = {kernel.name: kernel.name for kernel in KERNELS} | {"hopper8": f"{kernels.__name__}.hopper8"}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernels", nargs="*", choices=[*SOURCES], default=[*SOURCES], help="(default: all)")
-    parser.add_argument("--modules", nargs="+", default=[], help="further ones, as those of tools/benchmark/candidates")
+    parser.add_argument("--modules", nargs="+", default=[], help="further ones: see child.py")
     parser.add_argument("--runs", type=int, default=5, help="calls after the first one (default: 5)")
     parser.add_argument("--limit", type=float, default=60, help="seconds for one shape of a kernel (default: 60)")
     parser.add_argument("--smoke", action="store_true", help="small sizes, once: only to see that everything runs")

@@ -133,3 +133,10 @@ def draw_clips(scenes: Sheet, size: Size, openings: Tensor | None = None, paths:
     device = scenes.pan.device
     times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
     return render(scenes, times, rows, columns, torch, openings, paths).permute(0, 4, 1, 2, 3) * 2 - 1
+
+
+def draw_first(scenes: Sheet, size: Size) -> Tensor:
+    """The first frames of those clips, [B, 3, 1, H, W] in -1..1, float32."""
+    device = scenes.pan.device
+    times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
+    return render(scenes, times[:1], rows, columns, torch).permute(0, 4, 1, 2, 3) * 2 - 1

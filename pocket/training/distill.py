@@ -8,7 +8,6 @@ Sigmas as in Wan2.2-Lightning: 4 steps of shift 5.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from .data import Size
 from .flow import embed
 from .loop import Plan, Stage
 from .low_rank import LowRank
-from .sampling import Family, Inputs, Settings, velocity
+from .sampling import Family, Inputs, Settings, trail
 from .vae import latent_shape
 
 STUDENT = Settings(steps=4, shift=5.0, guidance=1.0)
@@ -76,11 +75,8 @@ def solve(
             inputs = Inputs(embed(family.encoder, taught[rows]), blank.expand(batch, -1, -1))
             shape = (batch, *latent_shape(16, size, 8))
             x = torch.randn(shape, generator=random, device=plan.device)
-            trail = {1.0: x}
-            for sigma, following in pairwise(fine):
-                x = x + (following - sigma) * velocity(family, x.to(torch.bfloat16), sigma, inputs, TEACHER)
-                trail[following] = x
-            points.append(torch.stack([trail[stops[k]] for k in kept], 1).to(torch.bfloat16))
+            passed = dict(trail(family, x, fine, inputs, TEACHER))
+            points.append(torch.stack([passed[stops[k]] for k in kept], 1).to(torch.bfloat16))
             texts.append(text.to(torch.bfloat16))
         found.append(Segments(torch.cat(points), torch.cat(texts)))
     return found

@@ -5,8 +5,8 @@ Clips for users are made by the pack's nodes, not by this.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -88,6 +88,19 @@ def noise_of(family: Family, size: Size, seeds: list[int], device: torch.device)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
 
 
+def trail(
+    family: Family, x: Tensor, sigmas: Sequence[float], inputs: Inputs, settings: Settings
+) -> Iterator[tuple[float, Tensor]]:
+    """Yields (sigma, clips) on the way of noise [B, C, F, H, W] by Euler steps; a first frame that is given stays."""
+    dtype = torch.bfloat16 if x.device.type == "cuda" else torch.float32
+    for sigma, following in zip(sigmas, (*sigmas[1:], None), strict=True):
+        if inputs.first is not None:
+            x = torch.cat([inputs.first, x[:, :, 1:]], dim=2)
+        yield sigma, x
+        if following is not None:
+            x = x + (following - sigma) * velocity(family, x.to(dtype), sigma, inputs, settings)
+
+
 @torch.no_grad()
 def sample(
     family: Family,
@@ -106,11 +119,7 @@ def sample(
         first = encode(family.vae, clips[:, :, :1])
     elif clips is not None:
         concat = picture_channels(encode_first(family.vae, clips)).to(dtype)
-    inputs, x = Inputs(text, blank, concat, first), noise
-    for sigma, following in pairwise(settings.sigmas(family.task).tolist()):
-        if first is not None:
-            x = torch.cat([first, x[:, :, 1:]], dim=2)
-        x = x + (following - sigma) * velocity(family, x.to(dtype), sigma, inputs, settings)
-    if first is not None:
-        x = torch.cat([first, x[:, :, 1:]], dim=2)
-    return (decode(family.vae, x).permute(0, 2, 3, 4, 1) / 2 + 0.5).float().cpu()
+    inputs, latents = Inputs(text, blank, concat, first), noise
+    for _, passed in trail(family, noise, settings.sigmas(family.task).tolist(), inputs, settings):
+        latents = passed
+    return (decode(family.vae, latents).permute(0, 2, 3, 4, 1) / 2 + 0.5).float().cpu()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from ...wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B, Task
 from ...wan_core.text.tokenizer import Tokenizer
 from .. import family, models, storage
-from . import data, distill, flow, led_stages, looks, report, sampling, sound_stages, text, vae
+from . import data, distill, distill_5b, flow, led_stages, looks, report, sampling, sound_stages, text, vae
 from .loop import Plan, train
 from .low_rank import LowRank, merge
 
@@ -23,7 +23,15 @@ TRANSFORMERS[TRUNK] = family.T2V_LOW
 VAES = {member.short: member for member in (family.VAE, family.VAE22)}
 HELD_OUT = 64  # scenes that a VAE is measured with
 SCENES = {"text": 60_000, "vae": 60_000, "lora": 20_000, "slow": 8_000, "style": 6_000}
-JUDGED = {"t2v": data.Size(17, 96, 96), "i2v": data.Size(17, 96, 96), "ti2v": data.Size(17, 128, 128)}
+JUDGED = {"t2v": data.Size(17, 96, 96), "i2v": data.Size(17, 96, 96)}
+JUDGED |= dict.fromkeys(("ti2v", "ti2v_4steps"), data.Size(17, 128, 128))
+JUDGED_AS: dict[str, tuple[Task, tuple[str, ...]]] = {  # and the 4-step LoRAs of the models
+    "judge_t2v": (T2V_A14B, ()),
+    "judge_4steps": (T2V_A14B, ("lora_high", "lora_low")),
+    "judge_i2v": (I2V_A14B, ()),
+    "judge_ti2v": (TI2V_5B, ()),
+    "judge_ti2v_4steps": (TI2V_5B, (family.TURBO.short,)),
+}
 LORAS = {lora.short: lora for lora in (*family.LORAS, *family.STYLES, family.SLOW)}
 
 
@@ -155,6 +163,22 @@ def train_lora(name: str, plan: Plan) -> None:
     pairs.save(models.weights_file_of(name, plan.out))
 
 
+def train_lora_5b(plan: Plan) -> None:
+    """The 4-step LoRA of TI2V-5B."""
+    name = family.TURBO.short
+    scenes = draw_pool("lora", plan, spiece=models.load_spiece(plan.out))
+    trained = load_family(TI2V_5B, plan)
+    negative = text.negative_ids(trained.tokenizer, plan.device)
+    began = time.monotonic()
+    segments = distill_5b.solve(trained, scenes, negative, plan)
+    count, seconds = sum(len(part.text) for part in segments), time.monotonic() - began
+    print(f"{name}: {count} trajectories solved in {seconds:.0f} s", flush=True)
+    torch.manual_seed(plan.seed)
+    pairs = LowRank(trained.high, family.TURBO.rank).to(plan.device)
+    train(distill_5b.stage(name, trained.high, pairs, segments, plan), plan)
+    pairs.save(models.weights_file_of(name, plan.out))
+
+
 def train_style(name: str, plan: Plan) -> None:
     """The style LoRA of one expert."""
     expert = name.rpartition("_")[2]
@@ -171,19 +195,17 @@ def train_style(name: str, plan: Plan) -> None:
 
 def judge(name: str, plan: Plan) -> None:
     """Adds one task to report.json and writes its contact sheet; the worst seed counts."""
-    tasks = {"judge_t2v": T2V_A14B, "judge_4steps": T2V_A14B, "judge_i2v": I2V_A14B, "judge_ti2v": TI2V_5B}
-    trained, short = load_family(tasks[name], plan), name.removeprefix("judge_")
-    settings = sampling.Settings(steps=2 if plan.smoke else 20)
-    if name == "judge_4steps":
-        settings = distill.STUDENT
-        for expert, model in (("high", trained.high), ("low", trained.low)):
-            merge(model, storage.load(models.weights_file_of(f"lora_{expert}", plan.out)))
+    task, loras = JUDGED_AS[name]
+    trained, short = load_family(task, plan), name.removeprefix("judge_")
+    settings = distill.STUDENT if loras else sampling.Settings(steps=2 if plan.smoke else 20)
+    for lora, model in zip(loras, (trained.high, trained.low), strict=False):
+        merge(model, storage.load(models.weights_file_of(lora, plan.out)))
     prompts = report.held_out_prompts(count=2 if plan.smoke else report.PROMPTS)
     texts = [prompt.text for prompt in prompts]
     size = JUDGED.get(short, JUDGED["t2v"])
-    clips = report.draw(prompts, size, plan.device) if tasks[name] is not T2V_A14B else None
+    clips = report.draw(prompts, size, plan.device) if task is not T2V_A14B else None
     runs = {"": (settings, clips)}
-    if name == "judge_ti2v":
+    if task is TI2V_5B:
         runs[" from text"] = (settings, None)
     if name == "judge_t2v":
         runs[" without guidance"] = (replace(settings, guidance=1.0), None)
@@ -224,7 +246,7 @@ STAGES |= {name: lambda plan, name=name: train_transformer(name, plan) for name 
 STAGES |= {name: lambda plan, name=name: train_lora(name, plan) for name in DISTILLED}
 STAGES |= {lora.short: lambda plan, name=lora.short: train_style(name, plan) for lora in family.STYLES}
 STAGES |= sound_stages.STAGES
-JUDGES = ("judge_t2v", "judge_4steps", "judge_i2v", "judge_ti2v")
-STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGES}
+STAGES[family.TURBO.short] = train_lora_5b
+STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGED_AS}
 STAGES |= led_stages.STAGES
 STAGES["judge_world"] = judge_world

@@ -41,6 +41,16 @@ def ours(model: Model, clip: Clip, prefix: str) -> Prompt:
     return prompt
 
 
+def ours_in_8_bits(model: Model, clip: Clip, prefix: str) -> Prompt:
+    """The same with the node Wan 8-bit Attention before the sampler."""
+    prompt = ours(model, clip, prefix)
+    sampler = _of(prompt, "WanCoreKSampler")["inputs"]
+    experts = [name for name in ("high", "low") if name in sampler]
+    prompt["attention"] = _node("WanCoreAttention8", **{name: sampler[name] for name in experts})
+    sampler |= {name: ["attention", index] for index, name in enumerate(experts)}
+    return prompt
+
+
 def native(model: Model, clip: Clip, prefix: str) -> Prompt:
     """ComfyUI's own template of the task, node by node."""
     size = {"width": clip.width, "height": clip.height, "length": clip.frames, "batch_size": 1}

@@ -24,7 +24,12 @@ from .balloon import Send
 from .cases import Card, Clip, Model
 
 TOOL = Path(__file__).resolve().parents[2] / "bench_memory.py"
-ENGINES = {"WanCore": graphs.ours, "ComfyUI": graphs.native, "ComfyUI, cuDNN first": graphs.native}
+ENGINES = {
+    "WanCore": graphs.ours,
+    "WanCore, 8-bit attention": graphs.ours_in_8_bits,
+    "ComfyUI": graphs.native,
+    "ComfyUI, cuDNN first": graphs.native,
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

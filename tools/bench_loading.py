@@ -4,8 +4,10 @@ Writes files of random weights with the sizes of one Wan 2.2 A14B expert into FO
 and loads each in a process of its own: with the pack's loader, with ComfyUI's Load Diffusion Model where it can, and
 plainly read from start to end. They take turns, and the least time of all runs counts: the file is in the disk cache by
 then, and other work on the machine only adds. The forward is tiny, but with the 512 tokens that a text encoder gives.
-Processes start together and wait, with all imported that ComfyUI has at its start, until it is their turn. The import
-of FlashAttention-4, which a process makes once if its clips are long enough, is measured after all else.
+Processes start together and wait, with all imported that ComfyUI has at its start, until it is their turn. What the
+first forward of a process takes whatever it loads (the GPU's context, libraries, kernels out of their caches) is
+measured before, with a file of one block; the import of FlashAttention-4, which a process makes once if its clips are
+long enough, after all else.
 Needs the environment of tools/test.py; COMFYUI_PATH is the ComfyUI to measure with.
 """
 
@@ -68,8 +70,26 @@ WAYS: dict[str, Callable[[Path], Any]] = {"native": load_natively, "ours": load_
 
 
 def measure(way: str, path: Path) -> dict[str, float]:
-    """Seconds to load, seconds until a first tiny forward is done, and peak memory beyond the start's, in GB."""
+    """Seconds to load, seconds until a first tiny forward is done, and peak memory beyond the start's, in GB.
+
+    once: seconds until a forward of the file of one block that lies beside the file, the process's first.
+    """
+    result = {"once": until_a_forward(way, one_block(path))["first"]}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result |= until_a_forward(way, path)
+    result["peak"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+    result["anonymous"] = _anonymous()
+    result["attention"] = _import_of_attention() if way == "ours" else 0.0
+    return result
+
+
+def one_block(path: Path) -> Path:
+    """Where the file of one block lies that goes with a full-size one."""
+    return path.with_name(f"one_block_{path.name}")
+
+
+def until_a_forward(way: str, path: Path) -> dict[str, float]:
+    """Seconds to load the file, and until a first tiny forward is done."""
     start = time.perf_counter()
     patcher = WAYS[way](path)
     result = {"load": time.perf_counter() - start}
@@ -85,9 +105,6 @@ def measure(way: str, path: Path) -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.synchronize()
     result["first"] = time.perf_counter() - start
-    result["peak"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
-    result["anonymous"] = _anonymous()
-    result["attention"] = _import_of_attention() if way == "ours" else 0.0
     return result
 
 
@@ -163,9 +180,9 @@ def rows(kind: str, size: float, found: dict[str, list[dict[str, float]]]) -> It
 
 
 READY = "ready\n"
-COLUMNS = ("load", "first", "peak", "anonymous", "attention")
-HEADER = """| format | GB | by | load s | until a forward s | peak RAM GB | of it not mapped GB | attention's import s |
-|---|---|---|---|---|---|---|---|"""
+COLUMNS = ("load", "first", "peak", "anonymous", "once", "attention")
+HEADER = """| format | GB | by | load s | until a forward s | peak RAM GB | not mapped GB | one block s | attention's import s |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> int:
@@ -193,6 +210,8 @@ def main() -> int:
             start = time.perf_counter()
             write(path, kind, options.layers)
             print(f"{path.name}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        if not one_block(path).exists():
+            write(one_block(path), kind, 1)
         if options.write:
             continue
         try:
@@ -201,6 +220,7 @@ def main() -> int:
         finally:
             if not is_given:
                 path.unlink()
+                one_block(path).unlink()
         if options.raw:
             options.raw.write_text(json.dumps(raw, indent=1))
     return 0

@@ -38,7 +38,7 @@ def test_both_graphs_make_the_same_clip(name: str) -> None:
     ours, native = graphs.ours(model, clip, "a"), graphs.native(model, clip, "a")
     rounded = graphs.ours_in_8_bits(model, clip, "a")
     (attention,) = (node for node in rounded.values() if node["class_type"] == "WanCoreAttention8")
-    assert [name for name in attention["inputs"]] == ["high", "low"][: len(model.files)]
+    assert list(attention["inputs"]) == ["high", "low"][: len(model.files)]
     for prompt in (ours, rounded, native):
         links = [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
         assert all(link[0] in prompt for link in links)

@@ -150,6 +150,7 @@ def _in_one_kernel(
             cache.keep(conv, seen[:, -history:])
             more = None if addend is None else addend[:, :, part]
             convolution.convolve(seen, taps, bias, more, out=out[:, :, part])  # pyright: ignore[reportOptionalMemberAccess]
+            del past, seen  # before the next half makes its own
     return out
 
 

@@ -348,11 +348,12 @@ def test_lora_pair_refusals(models, reports):
     (models / "loras" / LORA_LOW).unlink()
     with pytest.raises(WrongModelError) as caught:
         pair(models)
-    assert LORA_HIGH in caught.value.where
+    assert LORA_HIGH in caught.value.where and f"({address_of(LORA_LOW)})" in caught.value.found
     save_file({"lora_te.q.lora_down.weight": torch.zeros(2, 2)}, models / "loras" / "other.safetensors")
     with pytest.raises(WrongModelError) as caught:
         pair(models, lora_high="other.safetensors")
-    assert "other.safetensors" in caught.value.where
+    assert "other.safetensors" in caught.value.where and "Wan 2.2 T2V-A14B" in caught.value.remedy
+    assert re.fullmatch(r"This [^.]+: '.+'\. Found .+\. Take .+\.", str(caught.value)), "three sentences"
 
 
 def test_lora_changes_the_picture_by_its_delta(models, reports):

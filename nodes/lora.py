@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..wan_core.errors import InputError, WrongModelError
-from ..wan_core.weights.names import HIGH, LOW, expert_of, is_distilled
+from ..wan_core.weights.downloads import with_address
+from ..wan_core.weights.names import HIGH, LOW, expert_of, is_distilled, partner_names
 from .bridge.files import choices, path_of, unlisted
 from .bridge.loading import AUTO, LORAS, NONE, partner_of, stamp
 from .bridge.lora import apply_lora
@@ -43,7 +44,9 @@ def low_file(lora_high: str, lora_low: str) -> str | None:
     raise WrongModelError(
         "auto finds no LoRA for the low-noise expert",
         where=repr(lora_high),
-        found="the low-noise file as lora_high" if expert == LOW else "no file of the same name with low in it",
+        found="the low-noise file as lora_high"
+        if expert == LOW
+        else f"no {with_address(partner_names(lora_high)[0])} in models/{LORAS}",
         remedy="Choose the two files by hand, or set lora_low to none",
     )
 

@@ -14,7 +14,8 @@ class WanError(ValueError):
         self.what, self.where, self.found, self.expected, self.remedy = what, where, found, expected, remedy
         facts = ", ".join(part for part in (found and f"found {found}", expected and f"expected {expected}") if part)
         lead = f"{what}: {where}" if where else what
-        super().__init__(" ".join(f"{part.rstrip('.')}." for part in (lead, facts, remedy) if part))
+        sentences = (lead, facts[:1].upper() + facts[1:], remedy)
+        super().__init__(" ".join(f"{part.rstrip('.')}." for part in sentences if part))
 
 
 class WeightsFileError(WanError):

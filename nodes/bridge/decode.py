@@ -12,6 +12,8 @@ from comfy.model_management import intermediate_device
 from ...wan_core import geometry
 from ...wan_core.errors import InputError, WrongModelError
 from ...wan_core.long_video import JUMP, SeamMeter
+from ...wan_core.weights.downloads import with_address
+from ...wan_core.weights.pairing import VAE_FILES
 from .clips import CLIPS, ClipPlan
 from .latents import FRAME_RATE, LatentGrid, grid_of, without_references
 from .progress import progress
@@ -118,13 +120,13 @@ def _checked(samples: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
     if samples.ndim == 4:  # a picture from a native node
         samples = samples.unsqueeze(2)
     if samples.shape[1] != grid.channels:
-        files = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
+        file = VAE_FILES.get(samples.shape[1])
         raise WrongModelError(
             "This VAE did not make this latent",
             where="vae",
             found=f"a VAE of {grid.channels} channels",
             expected=f"{samples.shape[1]} channels",
-            remedy=f"Load {files.get(samples.shape[1], 'the VAE of the model that sampled it')}",
+            remedy=f"Load {with_address(file) if file else 'the VAE of the model that sampled it'}",
         )
     if not all(torch.isfinite(part).all() for part in samples.split(64, dim=2)):
         raise InputError(

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 import folder_paths
 
 from ...wan_core.errors import WeightsFileError
+from ...wan_core.weights.downloads import address_of
 
 GGUF = ".gguf"
 # Parts of a model with an index: those of transformers and diffusers, and those that LightX2V's converter writes.
 SHARD = re.compile(r"(-\d{5}-of-\d{5}|[/\\](non_block|block_\d+)|_part\d+)\.safetensors$")
 WORDS = ("auto", "none")  # of widgets that need no file
+MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras", "clip_vision", "audio_encoders", "checkpoints")
 WITH_GGUF = ("diffusion_models", "text_encoders")  # folders whose GGUF files the pack's loaders take
 
 
@@ -64,11 +66,27 @@ def listed(folder: str, name: str) -> str | None:
 
 
 def unlisted(widgets: Mapping[str, tuple[str, str | None]]) -> bool | str:
-    """What validation says of {widget: (folder, value)}: True, or which file is not there. None is a linked input."""
-    for widget, (folder, name) in widgets.items():
-        if name not in (None, *WORDS) and listed(folder, name) is None:
-            return f"{widget}: there is no {name!r} in models/{folder}. Put it there, then press R to refresh the lists"
-    return True
+    """What validation says of {widget: (folder, value)}: True, or which files are not there. None is a linked input."""
+    missing = [
+        f"{widget}: there is no {name!r} in models/{folder}. {_remedy(folder, name)}"
+        for widget, (folder, name) in widgets.items()
+        if name is not None and name not in WORDS and listed(folder, name) is None
+    ]
+    return f"{'. '.join(missing)}. Then press R to refresh the lists" if missing else True
+
+
+def _remedy(folder: str, name: str) -> str:
+    """What to do about a file that is not in the folder: it may lie below it, or in that of another kind of model."""
+    for other in (folder, *MODEL_FOLDERS):
+        found = next((found for found in choices(other) if _base(found) == _base(name)), None)
+        if found is not None:
+            return f"Choose {found!r}" if other == folder else f"Move it there from models/{other}, where {found!r} is"
+    address = address_of(name)
+    return f"Download it there from {address}" if address else "Put it there"
+
+
+def _base(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
 
 
 def path_of(folder: str, name: str) -> str:
@@ -85,6 +103,6 @@ def path_of(folder: str, name: str) -> str:
             where=repr(name),
             found="no file of this name",
             expected=f"one in {' or '.join(folder_paths.get_folder_paths(folder))}",
-            remedy="Put it there, then press R in ComfyUI to refresh the lists",
+            remedy=f"{_remedy(folder, name)}, then press R in ComfyUI to refresh the lists",
         )
     return os.path.abspath(path)

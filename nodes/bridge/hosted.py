@@ -49,6 +49,9 @@ class HostedTransformer(WanTransformer):
         """x [B, C, F, H, W] with concat channels, timestep [B] or [B, F] in 0..1000 -> velocity [B, C_out, F, H, W].
 
         Wrappers get the positional arguments of native Wan.
+
+        Raises:
+            InputError: in-context reference latents; a condition that differs from the latent in size.
         """
         options = {} if transformer_options is None else transformer_options
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache
 from typing import IO, Any
 
@@ -70,7 +70,7 @@ class Previews:
         self.spread: Spread | None = None
         if self.factors is not None:
             tiny = self.previewer.taesd
-            self.spread = Spread(lambda part: small(decoded(tiny, part)), MOST_FRAMES)
+            self.spread = Spread(lambda part: small(decoded(tiny, part)), MOST_FRAMES, kind_of(tiny, latent))
         if isinstance(self.previewer, NATIVE_PREVIEWERS):  # those of other packs may show what they are given
             self._rehearse(torch.zeros_like(latent[:1], device=model.load_device))
         self.since = time.monotonic()  # when the step began
@@ -185,6 +185,12 @@ def decoded(vae: Any, latent: Tensor) -> Tensor:
         tiny.decoder, values, False, False, output_device=vae.device, patch_size=tiny.patch_size, decode=True
     )
     return vae.process_output(frames[0, tiny.frames_to_trim :].movedim(1, -1))
+
+
+def kind_of(vae: Any, latent: Tensor) -> Hashable:
+    """All that decides what a tiny VAE's frames of latents [B, C, F, H, W] cost; its layers stand for its file."""
+    size = latent.shape[1], *latent.shape[3:], largest_side()
+    return repr(vae.first_stage_model), str(vae.device), vae.vae_dtype, size
 
 
 def small(frames: Tensor) -> Frames:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from ...wan_core.errors import WeightsFileError, WrongModelError
 from ...wan_core.weights import Checkpoint, check_pair, check_text_encoder, check_vae, inspect, require
+from ...wan_core.weights.downloads import with_address
 from ...wan_core.weights.families import TEXT_ENCODER, VAE
 from ...wan_core.weights.names import LOW, expert_of, partner_names
 from ...wan_core.weights.pairing import place
@@ -19,6 +21,8 @@ from .model import check_model_file
 AUTO, NONE = "auto", "none"
 MODELS, TEXT_ENCODERS, VAES, LORAS = "diffusion_models", "text_encoders", "vae", "loras"
 LISTED = 8  # file names in an error
+
+Check = Callable[[Checkpoint, Checkpoint], None]  # (model, part); raises where they do not fit
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ def select(model: str, low_model: str, text_encoder: str, vae: str) -> Selection
     return Selection(
         high,
         low,
-        _part(TEXT_ENCODERS, text_encoder, TEXT_ENCODER, lambda found: check_text_encoder(high, found)),
-        _part(VAES, vae, VAE, lambda found: check_vae(high, found)),
+        _part(TEXT_ENCODERS, text_encoder, TEXT_ENCODER, high, check_text_encoder),
+        _part(VAES, vae, VAE, high, check_vae),
     )
 
 
@@ -97,36 +101,32 @@ def _low_name(model: str, high: Checkpoint) -> str | None:
     raise WrongModelError(
         "The low-noise expert of this model is missing",
         where=repr(str(high.path)),
-        found=f"no {partner_names(model)[0]} in models/{MODELS}",
+        found=f"no {with_address(partner_names(model)[0])} in models/{MODELS}",
         remedy="Put it beside the high-noise file, choose it as low_model, or set low_model to none",
     )
 
 
-def _part(folder: str, name: str, kind: str, check: Callable[[Checkpoint], None]) -> Checkpoint:
-    """The named file, or with auto the only one of the folder that fits."""
+def _part(folder: str, name: str, kind: str, model: Checkpoint, check: Check) -> Checkpoint:
+    """The named file, or with auto the only one of the folder that fits the model."""
     if name != AUTO:
-        checkpoint = inspect(path_of(folder, name))
-        require(checkpoint, kind)
-        check(checkpoint)
-        return checkpoint
-    fitting = [found for listed in choices(folder) if (found := _fits(folder, listed, kind, check)) is not None]
+        return _checked(folder, name, kind, model, check)
+    fitting: list[Checkpoint] = []
+    for listed in choices(folder):
+        with suppress(WeightsFileError, WrongModelError):  # other people's files in the folder are no error
+            fitting.append(_checked(folder, listed, kind, model, check))
     if len(fitting) == 1:
         return fitting[0]
-    _refuse_auto(folder, kind, fitting)
+    _refuse_auto(folder, kind, model, fitting)
 
 
-def _fits(folder: str, name: str, kind: str, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
-    """The checkpoint if it fits; other people's files in the folder are no error."""
-    try:
-        checkpoint = inspect(path_of(folder, name))
-        require(checkpoint, kind)
-        check(checkpoint)
-    except (WeightsFileError, WrongModelError):
-        return None
+def _checked(folder: str, name: str, kind: str, model: Checkpoint, check: Check) -> Checkpoint:
+    checkpoint = inspect(path_of(folder, name))
+    require(checkpoint, kind)
+    check(model, checkpoint)
     return checkpoint
 
 
-def _refuse_auto(folder: str, kind: str, fitting: list[Checkpoint]) -> NoReturn:
+def _refuse_auto(folder: str, kind: str, model: Checkpoint, fitting: list[Checkpoint]) -> NoReturn:
     widget = "vae" if folder == VAES else "text_encoder"
     if fitting:
         names = ", ".join(checkpoint.name for checkpoint in fitting[:LISTED])
@@ -142,5 +142,5 @@ def _refuse_auto(folder: str, kind: str, fitting: list[Checkpoint]) -> NoReturn:
         "auto finds no file that fits the model",
         where=widget,
         found=f"{listed} in models/{folder}",
-        remedy=place(kind),
+        remedy=place(kind, model),
     )

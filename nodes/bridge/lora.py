@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import comfy.lora
 import comfy.utils
@@ -19,7 +19,7 @@ from ...wan_core.weights.lora import DOWN, PREFIX, layer_of, official_name, rank
 from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.names import is_distilled
 from .branches import has_quantised, reads_table
-from .facts import DISTILLED
+from .facts import DISTILLED, model_facts
 from .lora_table import LoraRow, can_read_table, rows_of, with_row
 from .soundness import check_lora
 
@@ -81,7 +81,7 @@ def apply_lora(
     beside = can_read_table(patcher) and not (merge and len(strengths) == 1 and not has_quantised(patcher.model))
     row = LoraRow(name, strengths, MappedFile.of(os.path.abspath(path)))
     if not layers:
-        _refuse(path, LoraMatch(name, strengths, beside, 0, tuple(unknown), tuple(sorted(misfit))))
+        _refuse(patcher, path, unknown, misfit)
     read = partial(_patches, patcher.model, checkpoint, key_map, misfit, beside=beside)
     clone = with_row(patcher, row, read, beside=beside)
     targets = set(rows_of(clone)[-1].keys)
@@ -90,7 +90,7 @@ def apply_lora(
         name, strengths, beside, len(applied), (*unknown, *sorted(layers - applied)), tuple(sorted(misfit))
     )
     if not applied:
-        _refuse(path, match)
+        _refuse(patcher, path, match.unknown, match.misfit)
     if checkpoint.metadata:
         clone.set_attachments("lora_metadata", dict(checkpoint.metadata))
     if is_distilled(name):
@@ -143,11 +143,11 @@ def _bias(key: str) -> str:
     return key.removesuffix(".weight") + ".bias"
 
 
-def _refuse(path: str, match: LoraMatch) -> None:
+def _refuse(patcher: Any, path: str, unknown: Sequence[str], misfit: Collection[str]) -> NoReturn:
     raise WrongModelError(
         "This LoRA does not fit the model",
         where=repr(path),
-        found=f"{len(match.misfit)} layers of another shape, {len(match.unknown)} that the model does not have"
-        + (f", such as {match.unknown[0]}" if match.unknown else ""),
-        remedy="Take a LoRA that was made for this model and size",
+        found=f"{len(misfit)} layers of another shape, {len(unknown)} that the model does not have"
+        + (f", such as {unknown[0]}" if unknown else ""),
+        remedy=f"Take a LoRA made for {model_facts(patcher).task.title}",
     )

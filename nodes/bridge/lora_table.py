@@ -8,7 +8,7 @@ the run's sigmas; the last strength holds for all later steps, so a single one i
     rows_of(model)                  the LoRAs on a MODEL, for reading
     with_strengths(model, choose)   a clone with other strengths; choose(row) returns those of a row
     with_row(model, row, patches)   a clone with one more LoRA
-    running(model, options)         inside this context the layers of the model add what the table says
+    running(model, options, step)   inside this context the layers of the model add what the table says for a step
 
 A row may be merged: its patches are in the native patcher, as float weights have them by default, at one strength.
 `with_strengths` takes a merged row exactly out of there where its strength is to change from step to step.
@@ -177,18 +177,20 @@ def _take_out(clone: Any, rows: Sequence[LoraRow]) -> None:
 
 
 def step_of(options: Mapping[str, Any]) -> int:
-    """The step of the run at the present sigma: i where sigmas[i] >= sigma > sigmas[i + 1]; 0 outside a run."""
+    """The step of the run at the present sigma: i where sigmas[i] >= sigma > sigmas[i + 1]; 0 outside a run.
+
+    Waits for the GPU, where the sigmas lie: ask before the model has been given anything to do, and once.
+    """
     schedule, sigmas = options.get("sample_sigmas"), options.get("sigmas")
     if schedule is None or sigmas is None:
         return 0
-    now = float(torch.as_tensor(sigmas).detach().max()) * (1 - SAME_SIGMA)
-    return sum(float(sigma) >= now for sigma in torch.as_tensor(schedule).tolist()[1:-1])
+    now = torch.as_tensor(sigmas).detach().max() * (1 - SAME_SIGMA)
+    return int((torch.as_tensor(schedule, device=now.device)[1:-1] >= now).sum())
 
 
-def at_this_step(options: Mapping[str, Any]) -> tuple[tuple[LoraBank, float], ...]:
-    """The banks beside the weights and their strengths in this call."""
+def at_step(options: Mapping[str, Any], step: int) -> tuple[tuple[LoraBank, float], ...]:
+    """The banks beside the weights and their strengths at a step."""
     rows = [(row.bank, row.strengths) for row in options.get(KEY, ()) if row.bank is not None]
-    step = step_of(options) if any(len(strengths) > 1 for _, strengths in rows) else 0
     return tuple((bank, strengths[min(step, len(strengths) - 1)]) for bank, strengths in rows)
 
 
@@ -196,9 +198,9 @@ _RUNS: dict[int, dict[str, Beside]] = {}  # id of a model that is being called -
 
 
 @contextmanager
-def running(model: nn.Module, options: Mapping[str, Any]) -> Iterator[None]:
-    """Inside the context the layers of `model` add what the rows in its transformer options say for this step."""
-    banks = at_this_step(options)
+def running(model: nn.Module, options: Mapping[str, Any], step: int) -> Iterator[None]:
+    """Inside the context the layers of `model` add what the rows in its transformer options say for a step."""
+    banks = at_step(options, step)
     if not banks:
         yield
         return

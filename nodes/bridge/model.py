@@ -52,10 +52,12 @@ class WanModel(comfy.model_base.WAN21):
         **kwargs: Any,
     ) -> Tensor:
         """The native call, in which the layers add what the run's table of LoRAs says."""
-        options = texts.remembering(self, {} if transformer_options is None else transformer_options, x)
-        with lora_table.running(self, options):
+        options = {} if transformer_options is None else transformer_options
+        step = lora_table.step_of(options)
+        options = texts.remembering(self, options, x, step)
+        with lora_table.running(self, options, step):
             answer = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        if lora_table.step_of(options) == 0:
+        if step == 0:
             where = repr(self.model_config.path)
             soundness.check_answer(answer, self.diffusion_model, where, latent=x, conditioning=c_crossattn)
         return answer

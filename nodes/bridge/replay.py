@@ -35,11 +35,8 @@ STRIDES, ATTENTION = "strides", "attention"  # in the metadata of an answer's fi
 BUDGET = 4 * 2**30  # bytes of all logs together; the oldest answers go first
 LEAST_FREE = 8 * 2**30  # bytes that a log leaves on the disk
 OTHERS = (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL)  # their state would miss the calls that are not made
-STATELESS = {
-    "wan_core_nag",
-    "wan_core_meter",
-    "torch.compile",
-}  # keys of wrappers there that keep nothing between calls
+# Keys of wrappers there that keep nothing between calls.
+STATELESS = {"wan_core_nag", "wan_core_meter", "torch.compile"}
 
 
 class ReplayLog:
@@ -181,13 +178,13 @@ class _Expert:
         asked = [str(index) for index, cond in enumerate(conds) if cond is not None]
         name = digest(self.identity, log.run, number, asked, timestep, x)
         if not self.lasting:
-            self.log.passing.append(self.log.path_of(name))
-        found = self.log.find(name, x)
+            log.passing.append(log.path_of(name))
+        found = log.find(name, x)
         if found is not None:
-            self.log.replayed += 1
+            log.replayed += 1
             return [found[str(index)] if str(index) in found else torch.zeros_like(x) for index in range(len(conds))]
         out = list(executor(model, conds, x, timestep, options))
-        self.log.keep(name, {index: out[int(index)] for index in asked})
+        log.keep(name, {index: out[int(index)] for index in asked})
         return out
 
 

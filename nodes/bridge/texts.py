@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...wan_core.blocks import CrossAttention
 from ...wan_core.texts import TextMemory
-from .lora_table import at_this_step
+from .lora_table import at_step
 
 OPTION = "wan_core_texts"  # in the options of a call, and of the callbacks
 SHARE = 4  # all texts together may have this part of what the card has left
@@ -33,8 +33,8 @@ def remember(patcher: Any) -> None:
     patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, OPTION, _end)
 
 
-def remembering(model: Any, options: dict[str, Any], x: Tensor) -> dict[str, Any]:
-    """The options of a call on latents x [B, C, F, H, W], with the memory of the run where it has one."""
+def remembering(model: Any, options: dict[str, Any], x: Tensor, step: int) -> dict[str, Any]:
+    """The options of a call on latents x [B, C, F, H, W] at a step, with the memory of the run where it has one."""
     patcher = model.current_patcher
     if patcher is None or model not in _RUNS or patcher.current_hooks is not None or torch.is_grad_enabled():
         return options
@@ -43,13 +43,13 @@ def remembering(model: Any, options: dict[str, Any], x: Tensor) -> dict[str, Any
     memory = _RUNS[model]
     if memory is None:
         memory = _RUNS[model] = _memory(patcher, x)
-    memory.start(_weights(patcher, options))
+    memory.start(_weights(patcher, options, step))
     return {**options, OPTION: memory}
 
 
-def _weights(patcher: Any, options: dict[str, Any]) -> Hashable:
+def _weights(patcher: Any, options: dict[str, Any], step: int) -> Hashable:
     """What the weights of a call depend on."""
-    return id(patcher), patcher.patches_uuid, at_this_step(options)
+    return id(patcher), patcher.patches_uuid, at_step(options, step)
 
 
 def _memory(patcher: Any, x: Tensor) -> TextMemory:

@@ -6,7 +6,8 @@ What was decoded stays until its turn comes again; a latent frame that had no tu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,12 +21,13 @@ Decoder = Callable[[Tensor], Frames]  # latent [1, C, f, H, W] -> its 4 (f - 1) 
 Quick = Callable[[Tensor], Frames]  # latent [1, C, f, H, W] -> f pictures, at next to no cost
 
 
+@dataclass
 class Allowance:
-    """How many latent frames a time is enough for, by what they cost before."""
+    """How many latent frames a time is enough for, by what they cost before; all in seconds."""
 
-    def __init__(self) -> None:
-        self.base = self.each = 0.0  # seconds to any decoding, and to a latent frame beside them
-        self.rest = 0.0  # seconds to what a picture costs beside decoding
+    base: float = 0.0  # to any decoding
+    each: float = 0.0  # to a latent frame beside it
+    rest: float = 0.0  # to what a picture costs beside decoding
 
     def frames(self, seconds: float) -> int:
         """Latent frames that can be decoded at once in so many seconds."""
@@ -36,20 +38,36 @@ class Allowance:
         self.each = max(1e-6, (seconds - self.base) / frames)
 
 
+_MEASURED: dict[Hashable, Allowance] = {}  # of this process, by all that the cost depends on
+
+
 class Spread:
     """The pictures of one run."""
 
-    def __init__(self, decode: Decoder, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Of every clip at most `most` pictures are kept, evenly spread."""
-        self.decode, self.most, self.clock = decode, most, clock
+    def __init__(self, decode: Decoder, most: int, kind: Hashable, clock: Callable[[], float] = time.monotonic) -> None:
+        """Of every clip at most `most` pictures are kept, evenly spread; decoding's cost depends on `kind`."""
+        self.decode, self.most, self.kind, self.clock = decode, most, kind, clock
         self.allowance = Allowance()
         self.pictures: dict[int, Tensor] = {}  # by number of the video frame
         self.turn = 0  # the next latent frame
 
     def measure(self, latent: Tensor) -> None:
-        """Decodes a latent [1, C, 1, H, W] to see what that costs; the first call of a length is slow and left out."""
-        if (first := self._timed(latent)) > PATIENCE:
-            return self.allowance.took(1, first)
+        """Decodes a latent [1, C, 1, H, W] to see what that costs; the first call of a length is slow and left out.
+
+        Only the first run of a kind measures. Later ones decode the one latent frame that brings the weights to where
+        they work. How slow a first call was is never kept: it may have been the disk.
+        """
+        first = self._timed(latent)
+        if self.kind in _MEASURED:
+            self.allowance = replace(_MEASURED[self.kind])
+        elif first > PATIENCE:
+            self.allowance.took(1, first)
+        else:
+            self._compare(latent)
+            _MEASURED[self.kind] = replace(self.allowance)
+
+    def _compare(self, latent: Tensor) -> None:
+        """Finds what a latent frame costs by the difference between one and three."""
         longer = latent.expand(-1, -1, 3, -1, -1)
         self._timed(longer)
         one, three = (min(self._timed(part) for _ in range(2)) for part in (latent, longer))

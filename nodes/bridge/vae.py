@@ -105,11 +105,6 @@ def decode_chunks(vae: comfy.sd.VAE, latent: Tensor, *, stay: bool = False) -> I
             yield vae.decode(clip).flatten(0, -4)  # [1, F, H, W, 3], or [1, H, W, 3] of an image VAE
 
 
-def vae_latent_channels(vae: comfy.sd.VAE) -> int:
-    """Channels of the latents that the VAE makes: 16 for VAE 2.1, 48 for VAE 2.2."""
-    return vae.latent_channels
-
-
 def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
     """latent [1, C, F, H, W] -> frames [f, H, W, 3]."""
     check_all(getattr(vae.first_stage_model, "files", ()))

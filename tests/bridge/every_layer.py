@@ -67,7 +67,7 @@ def load(patcher: Any) -> None:
 def called(patcher: Any) -> Iterator[None]:
     """As inside a call of the model, so that the layers see what the run adds."""
     options = patcher.model_options.get("transformer_options", {})
-    with running(patcher.model, options) if options else nullcontext():
+    with running(patcher.model, options, 0) if options else nullcontext():
         yield
 
 

@@ -81,7 +81,7 @@ def test_differences_of_biases_stay_in_8_bits(path: str, tmp_path: Path, monkeyp
     save_file(pairs(extra=True), tmp_path / "lightx2v_high_noise.safetensors")
     patcher = load_model(path)
     patcher = apply_lora(patcher, str(tmp_path / "lightx2v_high_noise.safetensors"), "lightx2v", 1.0)[0]
-    with running(patcher.model, patcher.model_options["transformer_options"]):
+    with running(patcher.model, patcher.model_options["transformer_options"], 0):
         decoded, by_rows, _ = both_ways(patcher, monkeypatch)
     assert 0 < difference(by_rows, decoded) < 0.05
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ import comfy.taesd.taehv
 import comfy.utils
 import latent_preview
 from comfy.cli_args import LatentPreviewMethod, args
-from wancore.nodes.bridge import live_view
+from wancore.nodes.bridge import live_view, tiny_vae
 from wancore.nodes.bridge.tiny_vae import Spread
 
 from .native_wan import native_model
@@ -34,8 +35,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def method(monkeypatch):
-    """The user's setting: factors."""
+    """The user's setting: factors. Nothing is known of a tiny VAE."""
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
+    monkeypatch.setattr(tiny_vae, "_MEASURED", {})
 
 
 def clip(channels=16, frames=6):
@@ -74,8 +76,8 @@ def test_still_latents_keep_the_native_preview():
     assert kind == "JPEG" and isinstance(image, Image.Image)
 
 
-@pytest.fixture
-def tiny_vae(tmp_path, monkeypatch):
+@pytest.fixture(name="tiny_vae")
+def tiny_vae_file(tmp_path, monkeypatch):
     """A file in models/vae_approx and the method taesd."""
     import comfy.ops
     import folder_paths
@@ -141,11 +143,17 @@ class Clocked:
     def __init__(self, each, base=0.0, starting=0.0):
         self.each, self.base, self.now = each, base, 0.0
         self.starting, self.lengths = starting, set()
-        self.spread = Spread(self.decode, 41, clock=lambda: self.now)
+        self.decoded = []
+        self.run()
+
+    def run(self):
+        """Begins a run."""
+        self.spread = Spread(self.decode, 41, self, clock=lambda: self.now)
         self.spread.measure(torch.zeros(1, 1, 1, 1, 1))
 
     def decode(self, latent):
         length = latent.shape[2]
+        self.decoded.append(length)
         self.now += self.base + self.each * length + self.starting * (length not in self.lengths)
         self.lengths.add(length)
         first, *rest = latent.flatten(2)[0, 0].tolist()
@@ -160,6 +168,49 @@ def test_what_starting_takes_is_not_taken_for_what_a_frame_costs():
     """By what an H200 measured: 6 ms to a decoding, 5 to a frame, 200 to the first one of a length."""
     slow = Clocked(each=0.005, base=0.006, starting=0.2)
     assert slow.step(1.5, 3) == [1, *4 * [-2], *4 * [-3]]
+
+
+def test_only_the_first_run_measures():
+    """Later ones know it as it was measured, whatever a run has learned for itself."""
+    tiny = Clocked(each=0.005, base=0.006, starting=0.2)
+    measured = tiny.decoded
+    assert sum(measured) == 12
+    tiny.spread.allowance.took(1, 99.0)
+    tiny.decoded = []
+    tiny.run()
+    assert tiny.decoded == [1]
+    assert tiny.step(1.5, 3) == [1, *4 * [-2], *4 * [-3]]
+
+
+def test_a_slow_first_call_is_measured_again():
+    """What it took may have been the reading of the file."""
+    tiny = Clocked(each=0.005, starting=2.0)
+    assert tiny.decoded == [1] and tiny.step(3.0, 3) == [-1, -2, -3]
+    tiny.run()
+    assert tiny.step(3.0, 3) == [1, *4 * [2], *4 * [3]]
+
+
+@pytest.mark.usefixtures("tiny_vae")
+def test_what_was_measured_is_of_one_size_device_type_and_vae(monkeypatch):
+    latents, decode = [], live_view.decoded
+    monkeypatch.setattr(live_view, "decoded", lambda vae, latent: latents.append(latent) or decode(vae, latent))
+
+    def frames(latent):
+        latents.clear()
+        previews = live_view.Previews(native_model(1), 16, latent)
+        return previews.previewer.taesd, sum(latent.shape[2] for latent in latents)
+
+    vae, first = frames(clip(frames=3))
+    assert first == 12 and frames(clip(frames=9))[1] == 1
+    assert frames(clip(frames=3)[..., :8])[1] == 12
+    monkeypatch.setattr(live_view, "LONGEST_SIDE", 8)
+    assert frames(clip(frames=3))[1] == 12
+    kinds = [live_view.kind_of(vae, clip())]
+    for change in ({"device": torch.device("cuda:1")}, {"vae_dtype": torch.bfloat16}):
+        kinds.append(live_view.kind_of(SimpleNamespace(**{**vars(vae), **change}), clip()))
+    wider = comfy.taesd.taehv.TAEHV(latent_channels=16, decoder_space_upscale=(True, True, False))
+    kinds.append(live_view.kind_of(SimpleNamespace(**{**vars(vae), "first_stage_model": wider}), clip()))
+    assert len(set(kinds)) == len(kinds)
 
 
 def test_each_step_adds_the_frames_that_it_has_time_for():

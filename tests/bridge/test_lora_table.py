@@ -150,7 +150,7 @@ def test_dora_measures_its_rows_once(kind, tmp_path, monkeypatch):
         for name, strength in zip(("first", "dora"), strengths, strict=True):
             lora = str(tmp_path / f"{name}.safetensors")
             patcher = apply_lora(patcher, lora, name, strength, merge=False)[0]
-        with table.running(patcher.model, patcher.model_options["transformer_options"]):
+        with table.running(patcher.model, patcher.model_options["transformer_options"], 0):
             found = layer(x)
         before = plain + strengths[0] * up @ down
         row = magnitude.unsqueeze(1) / before.norm(dim=1, keepdim=True)
@@ -188,6 +188,37 @@ def test_every_step_has_its_own_strength(model, lora):
 def test_a_step_is_an_interval_of_the_sigmas(sigma, step):
     assert step_of({"sample_sigmas": SIGMAS, "sigmas": torch.tensor([sigma])}) == step
     assert step_of({}) == 0
+
+
+class Sigmas(torch.Tensor):
+    """Counts how often a value is brought from where the tensor lies: on a GPU the program waits for it each time."""
+
+    reads = 0
+    READERS = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__")
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        Sigmas.reads += getattr(func, "__name__", "") in cls.READERS
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_a_forward_reads_the_step_once(model, lora, monkeypatch):
+    """However many ask for it, and before the layers: what waits for them holds up the next call."""
+    scheduled = beside(model, lora, (0.0, 1.0, 0.5))
+    plain = [predict(scheduled, step) for step in range(3)]
+    monkeypatch.setitem(globals(), "SIGMAS", SIGMAS.as_subclass(Sigmas))
+    forward, at_layers = type(scheduled.model.diffusion_model).forward, []
+    monkeypatch.setattr(
+        type(scheduled.model.diffusion_model),
+        "forward",
+        lambda *args, **kwargs: at_layers.append(Sigmas.reads) or forward(*args, **kwargs),
+    )
+    scheduled.pre_run()  # a run has texts to remember, too
+    for step in range(3):
+        monkeypatch.setattr(Sigmas, "reads", 0)
+        assert torch.equal(predict(scheduled, step), plain[step])
+        assert (at_layers.pop(), Sigmas.reads) == (1, 1)
+    scheduled.cleanup()
 
 
 def sample(patcher, seen: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -297,7 +328,7 @@ def test_our_node_adds_the_exact_delta_to_quantised_weights(path, how, tmp_path)
     patched, match = apply_lora(base, str(tmp_path / "a.safetensors"), "a", 0.7)
     assert match.beside and not patched.patches
     exact = delta(pairs(extra=True), 0.7)
-    with table.running(base.model, patched.model_options["transformer_options"]):
+    with table.running(base.model, patched.model_options["transformer_options"], 0):
         error = float((effective(base) - plain - exact).norm() / exact.norm())
     assert error <= ALLOWED
     assert all(map(torch.equal, stored(base), bits)) and torch.equal(effective(base), plain)

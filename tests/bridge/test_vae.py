@@ -19,7 +19,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
-from wancore.nodes.bridge.vae import decode_chunks, load_vae, vae_latent_channels
+from wancore.nodes.bridge.vae import decode_chunks, load_vae
 from wancore.wan_core.errors import WeightsFileError, WrongModelError
 from wancore.wan_core.vae.wan21 import VAE21Config, WanVAE21
 from wancore.wan_core.vae.wan22 import VAE22Config, WanVAE22
@@ -173,7 +173,7 @@ def test_the_patcher_is_the_native_one(ours: comfy.sd.VAE, native: comfy.sd.VAE,
             assert getattr(ours, name)() == getattr(native, name)(), name
     assert ours.temporal_compression_decode() == native.temporal_compression_decode() == 4
     assert ours.spacial_compression_decode() == native.spacial_compression_decode() == kind.compression
-    assert vae_latent_channels(ours) == vae_latent_channels(native) == kind.channels
+    assert ours.latent_channels == native.latent_channels == kind.channels
 
 
 def test_weights_and_their_types(ours: comfy.sd.VAE, native: comfy.sd.VAE):

@@ -129,10 +129,10 @@ def test_values_that_are_not_numbers_are_named(ours):
 def test_the_other_vae_is_refused_with_the_file_to_load(ours):
     with pytest.raises(WrongModelError) as caught:
         decode({"samples": torch.zeros(1, 48, 2, 4, 4)}, ours)
-    assert "wan2.2_vae.safetensors" in caught.value.remedy
+    assert "resolve/main/split_files/vae/wan2.2_vae.safetensors" in caught.value.remedy
     with pytest.raises(WrongModelError) as caught:
         decode(latent_of(1), native_vae_on_meta("vae22.json"))
-    assert "wan_2.1_vae.safetensors" in caught.value.remedy
+    assert "resolve/main/split_files/vae/wan_2.1_vae.safetensors" in caught.value.remedy
 
 
 def test_schema():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,11 +27,13 @@ from wancore.nodes.bridge.files import choices, path_of
 from wancore.nodes.bridge.lora_table import rows_of
 from wancore.pocket import family
 from wancore.wan_core.errors import WanError, WeightsFileError, WrongModelError
+from wancore.wan_core.weights.downloads import address_of
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras")
 HIGH = "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
 LOW = "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors"
+TI2V = "wan2.2_ti2v_5B_fp16.safetensors"
 TEXT = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 VAE = "wan_2.1_vae.safetensors"
 LORA_HIGH = "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors"
@@ -143,6 +147,34 @@ def test_auto_with_no_fitting_file_says_what_is_there(models, nothing_is_read):
     (models / "text_encoders" / "notes.safetensors").write_text("<html>")
     error = refused()
     assert error.where == "text_encoder" and "notes.safetensors" in error.found and TEXT in error.remedy
+
+
+@pytest.mark.parametrize(("model", "vae"), [(HIGH, VAE), (TI2V, "wan2.2_vae.safetensors")])
+def test_auto_without_a_vae_says_where_the_one_of_the_model_is(model, vae, models, pocket, nothing_is_read):
+    (models / "vae" / VAE).unlink()
+    shutil.copy(pocket / "diffusion_models" / TI2V, models / "diffusion_models")
+    error = refused(model=model)
+    assert error.where == "vae" and re.findall(r"https:\S+/(\S+)\)", error.remedy) == [vae]
+
+
+def test_every_missing_file_is_named_with_what_to_do(models):
+    """Those of the published names with their address, those that lie elsewhere with their place."""
+    (models / "text_encoders" / TEXT).rename(models / "vae" / TEXT)
+    (models / "diffusion_models" / "wan").mkdir()
+    (models / "diffusion_models" / HIGH).rename(models / "diffusion_models" / "wan" / HIGH)
+    low = "wan2.2_t2v_low_noise_14B_fp16.safetensors"
+    names = {"model": HIGH, "low_model": low, "text_encoder": TEXT, "vae": "mine.safetensors"}
+    said = loaders.WanCoreLoadModels.validate_inputs(**names)
+    found = os.path.join("wan", HIGH)
+    assert said == (
+        f"model: there is no {HIGH!r} in models/diffusion_models. Choose {found!r}. "
+        f"low_model: there is no {low!r} in models/diffusion_models. Download it there from {address_of(low)}. "
+        f"text_encoder: there is no {TEXT!r} in models/text_encoders. "
+        f"Move it there from models/vae, where {TEXT!r} is. "
+        "vae: there is no 'mine.safetensors' in models/vae. Put it there. Then press R to refresh the lists"
+    )
+    with pytest.raises(WeightsFileError, match="Download it there from https"):
+        path_of("diffusion_models", low)
 
 
 def i2v_low(models):
@@ -316,11 +348,12 @@ def test_lora_pair_refusals(models, reports):
     (models / "loras" / LORA_LOW).unlink()
     with pytest.raises(WrongModelError) as caught:
         pair(models)
-    assert LORA_HIGH in caught.value.where
+    assert LORA_HIGH in caught.value.where and f"({address_of(LORA_LOW)})" in caught.value.found
     save_file({"lora_te.q.lora_down.weight": torch.zeros(2, 2)}, models / "loras" / "other.safetensors")
     with pytest.raises(WrongModelError) as caught:
         pair(models, lora_high="other.safetensors")
-    assert "other.safetensors" in caught.value.where
+    assert "other.safetensors" in caught.value.where and "Wan 2.2 T2V-A14B" in caught.value.remedy
+    assert re.fullmatch(r"This [^.]+: '.+'\. Found .+\. Take .+\.", str(caught.value)), "three sentences"
 
 
 def test_lora_changes_the_picture_by_its_delta(models, reports):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 from wancore.wan_core.sampling.dpmpp import sample_dpmpp
-from wancore.wan_core.sampling.experts import is_high
+from wancore.wan_core.sampling.experts import ExpertSwitch
 from wancore.wan_core.sampling.schedules import SCHEDULES, Schedule
 from wancore.wan_core.sampling.unipc import sample_unipc
 from wancore.wan_core.tasks import TASKS
@@ -27,8 +27,10 @@ def schedulers(golden: Golden) -> Iterator[Result]:
     for case in golden.cases():
         if match := EXPERT.match(case):
             task = next(task for name, task in TASKS.items() if name.startswith(match["task"] + "-"))
-            timesteps = SCHEDULES[NAMES[match["solver"]]](int(match["steps"]), task.shift).timesteps
-            yield golden.check(case, {"out.is_high": is_high(timesteps, task.boundary or 0.0)}, EXACT)
+            sigmas = SCHEDULES[NAMES[match["solver"]]](int(match["steps"]), task.shift).sigmas.tolist()
+            switch = ExpertSwitch(sigmas, task.boundary or 0.0)  # officially the timesteps are compared, not the sigmas
+            is_high = torch.tensor([switch.choose(sigma) for sigma in sigmas[:-1]])
+            yield golden.check(case, {"out.is_high": is_high}, EXACT)
             continue
         match = GRID.match(case)
         if match is None:

@@ -9,13 +9,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .schedules import TIMESTEPS
-
-
-def is_high(timesteps: Tensor, boundary: float) -> Tensor:
-    """timesteps [N] in 0..1000 -> bool [N]: the official comparison, on the timestep that the transformer sees."""
-    return timesteps >= boundary * TIMESTEPS
-
 
 def steps_per_expert(sigmas: Tensor, boundary: float) -> tuple[int, int]:
     """sigmas [steps + 1] -> how many steps start on the high expert and how many on the low one."""

@@ -25,7 +25,6 @@ LAYOUTS = {
     "one scale": ", one scale per layer without a mark",
     "unmarked": ", scales of channels or blocks without a mark",
 }
-UMT5_WIDTH = 4096
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,6 @@ class Checkpoint:
         return self.family.kind
 
     @property
-    def task_id(self) -> str | None:
-        """Key of `tasks.TASKS`, or the id of a variant that has no task yet; None if this is no diffusion model."""
-        return self.family.id if self.kind == DIFFUSION_MODEL else None
-
-    @property
     def task(self) -> Task | None:
         return TASKS.get(self.family.id) if self.kind == DIFFUSION_MODEL else None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .keys import diffusers_module
 
@@ -81,11 +81,6 @@ WORDS = (
     "control_adapter", "face_adapter", "motion_encoder", "audio_injector", "face_encoder",
 )  # fmt: skip
 _WORD = re.compile("|".join(sorted(WORDS, key=len, reverse=True)))
-
-
-def official_names(names: Iterable[str]) -> dict[str, str]:
-    """{name in the file: name as ComfyUI reads it}; a name that cannot be read stays."""
-    return {name: official_name(name) for name in names}
 
 
 def official_name(name: str) -> str:

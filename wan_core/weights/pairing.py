@@ -6,6 +6,7 @@ import os
 
 from ..errors import WrongModelError
 from ..tasks import TASKS
+from .downloads import with_address
 from .families import AUDIO_ENCODER, CLIP_VISION, DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
@@ -22,18 +23,22 @@ FOLDERS = {
 VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
 TEXT_ENCODER_FILE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 KIND_FILES = {
-    DIFFUSION_MODEL: "a Wan 2.2 model, such as wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
-    TEXT_ENCODER: TEXT_ENCODER_FILE,
-    VAE: f"{VAE_FILES[16]} (or {VAE_FILES[48]} for TI2V-5B)",
+    DIFFUSION_MODEL: f"a Wan 2.2 model, such as {with_address('wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors')}",
+    TEXT_ENCODER: with_address(TEXT_ENCODER_FILE),
+    VAE: f"{with_address(VAE_FILES[16])}, or {with_address(VAE_FILES[48])} for TI2V-5B",
     LORA: "a Wan LoRA",
-    AUDIO_ENCODER: "wav2vec2_large_english_fp16.safetensors",
-    CLIP_VISION: "clip_vision_h.safetensors",
+    AUDIO_ENCODER: with_address("wav2vec2_large_english_fp16.safetensors"),
+    CLIP_VISION: with_address("clip_vision_h.safetensors"),
 }
 
 
-def place(kind: str) -> str:
-    """One sentence: which published file belongs into which folder."""
-    return f"Take {KIND_FILES[kind]} from {FOLDERS[kind]}"
+def place(kind: str, model: Checkpoint | None = None) -> str:
+    """One sentence: which published file, of a VAE that which fits the model, belongs into which folder."""
+    file = KIND_FILES[kind]
+    if kind == VAE and model is not None and model.config is not None:
+        name = VAE_FILES.get(model.config.out_dim)
+        file = with_address(name) if name else "the VAE published with the model"
+    return f"Take {file}, into {FOLDERS[kind]}"
 
 
 def require(checkpoint: Checkpoint, kind: str) -> None:
@@ -115,7 +120,7 @@ def check_vae(model: Checkpoint, vae: Checkpoint) -> None:
             "This VAE does not fit the model",
             where=_path(vae),
             found=f"{vae.width} latent channels, {model.name} takes {channels}",
-            remedy=f"Take {VAE_FILES.get(channels, 'the VAE published with the model')} from {FOLDERS[VAE]}",
+            remedy=place(VAE, model),
         )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .downloads import with_address
+
 MODELS = "models/diffusion_models"
 PAIR = "wan2.2_{task}_{expert}_noise_14B_fp8_scaled.safetensors"
 LORAS = {
@@ -43,7 +45,7 @@ def instead_of(path: Path) -> str:
     """What to do with a pickle: the safetensors file to take, by what the names of folder and file say."""
     file, folder = _published(f"{path.parent.name}/{path.name}".lower())
     if file:
-        return f"Take {file} instead, into {folder}; {NO_PICKLE}"
+        return f"Take {with_address(file)} instead, into {folder}; {NO_PICKLE}"
     where = f", into {folder}" if folder else ""
     return f"Take {path.stem}.safetensors from the page of the same model{where}; {NO_PICKLE}"
 

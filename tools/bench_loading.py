@@ -181,7 +181,7 @@ def rows(kind: str, size: float, found: dict[str, list[dict[str, float]]]) -> It
 
 READY = "ready\n"
 COLUMNS = ("load", "first", "peak", "anonymous", "once", "attention")
-HEADER = """| format | GB | by | load s | until a forward s | peak GB | not mapped GB | one block s | attention's import s |
+HEADER = """| format | GB | by | load s | until a forward s | peak GB | not mapped GB | one block s | attention s |
 |---|---|---|---|---|---|---|---|---|"""
 
 

@@ -24,7 +24,7 @@ from pack import import_pack
 from setup.places import ROOT
 
 CHILD = ROOT / "tools" / "bench_memory.py"
-SIZE, FACE, RATE, FRAMES, SECONDS, SAMPLES = (832, 480), (512, 512), 30, 77, 5, 22050  # of what the workflows are given
+SIZE, FACE, RATE, FRAMES, SECONDS, SAMPLES = (832, 480), (512, 512), 30, 77, 4.5, 22050  # of what the workflows are given
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -147,7 +147,7 @@ def write_models(folder: Path, prompt: dict[str, Any], layers: int, *, smoke: bo
 
 
 def write_media(folder: Path, *, small: bool) -> None:
-    """A picture, five seconds of a tone, and two videos as long as one clip of Animate."""
+    """A picture, a tone of one clip of S2V, and two videos as long as one clip of Animate."""
     import wave
 
     import numpy as np
@@ -159,7 +159,7 @@ def write_media(folder: Path, *, small: bool) -> None:
     Image.fromarray(np.stack([rows // 2, columns // 4, (rows + columns) // 6], axis=-1).astype(np.uint8)).save(
         folder / "example.png"
     )
-    length = SAMPLES * (1 if small else SECONDS)
+    length = round(SAMPLES * (1 if small else SECONDS))
     with wave.open(str(folder / "voice.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

@@ -42,7 +42,7 @@ CARDS: Mapping[str, Rates] = {
     "RTX 4090": _geforce(165, 1008, float8=True),
     "RTX 5090": _geforce(209.5, 1792, float8=True),
     "H100": Rates(690, 1300, 600, 1900),
-    "H200": Rates(760, 1450, 655, 2400),  # with FlashAttention-4
+    "H200": Rates(760, 1450, 690, 2400),
 }
 
 

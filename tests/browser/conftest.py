@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from fast_vae import fast_vae
-from make_pocket import make_pocket
 from playwright.sync_api import Browser, Page, sync_playwright
+from pocket_files import copy_pocket
 from pocket_gguf import write_family
 from setup.comfyui import DEFAULT_VERSION
 from setup.places import ROOT, cache_folder
@@ -71,7 +71,7 @@ def pocket_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def with_models(pocket_base: Path, artefacts: Path) -> Iterator[Server]:
     """A server with the miniature weights under their published names, safetensors and GGUF."""
-    make_pocket(pocket_base / "models")
+    copy_pocket(pocket_base / "models")
     write_family(pocket_base / "models")
     with serve(_launch(pocket_base, *fast_vae()), artefacts / "browser-pocket.log") as server:
         _settle(server)

@@ -25,7 +25,8 @@ from typing import Any
 import av
 import pytest
 from fast_vae import fast_vae
-from make_pocket import build, make_pocket, write
+from make_pocket import build, write
+from pocket_files import copy_pocket
 from pocket_gguf import write_family
 from setup.client import Client
 from setup.places import ROOT
@@ -61,7 +62,7 @@ def whole_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("whole")
     link_pack(base)
     models = base / "models"
-    make_pocket(models)
+    copy_pocket(models)
     write_media(base)
     if WHOLE:
         write_family(models)

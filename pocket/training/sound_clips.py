@@ -155,7 +155,7 @@ def encode_speakers(vae: CausalVAE, ears: Ears, pool: Speakers, plan: Plan) -> l
         whole = kind.size.frames + (MOTION_FRAMES if kind.going_on else -LEAD_IN)
         step = max(1, 12_000_000 // (whole * kind.size.height * kind.size.width))
         if plan.smoke:
-            stop, step = start + 2, 2
+            stop, step = start + 1, 1
         parts: list[tuple[Tensor, ...]] = []
         for first in range(start, stop, step):
             random = plan.generator(30_000_000 + number * 100_000 + first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -47,12 +48,18 @@ ALL = (*FORMATS, *OTHER_LAYOUTS, *OTHER_GGUF)
 WIDE = replace(
     family.T2V_HIGH,
     short="wide",
-    layers=3,
+    layers=2,
     widths={5120: 256, 13824: 512, 30720: 1536, 4096: family.TEXT_DIM},
 )
 
 
 def weights() -> dict[str, Tensor]:
+    """The tensors, for everybody: they are drawn once and not written to."""
+    return dict(_drawn())
+
+
+@cache
+def _drawn() -> dict[str, Tensor]:
     return build(WIDE, fp8=False)
 
 

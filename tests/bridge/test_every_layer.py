@@ -8,7 +8,7 @@ import torch
 from .every_layer import NODES, errors, lora_files, management
 from .quantised_files import OTHER_GGUF, OTHER_LAYOUTS, is_known, write_format
 
-NAMES = ["blocks.1.ffn.0", "blocks.2.cross_attn.k"]  # the others are alike; tools/measure_lora.py takes all
+NAMES = ["blocks.1.ffn.0", "blocks.0.cross_attn.k"]  # the others are alike; tools/measure_lora.py takes all
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def mapped_and_packed(patcher: Any, path: str) -> tuple[int, int]:
 def test_nothing_is_copied_on_loading_that_comfyui_maps(kind, tmp_path):
     path = write_format(tmp_path / "wan2.2_t2v_high_noise_14B", kind)
     mine, packed = mapped_and_packed(load_model(path), path)
-    assert mine >= packed > 10**6
+    assert mine >= packed >= sum(weights()[name].numel() for name in MATRICES) / 2  # bytes: 4 bits a number or more
     if kind in FORMATS:
         assert mine >= mapped_and_packed(native(path), path)[0]
 

@@ -252,7 +252,7 @@ def test_a_file_that_is_cut_off_while_it_is_in_use_is_no_crash(kind, tmp_path):
     path = written(tmp_path, kind)
     patcher = load_model(path)
     assert predict(patcher).isfinite().all()
-    patcher.model.diffusion_model.blocks[1].register_forward_hook(lambda *_: os.truncate(path, 5000))
+    patcher.model.diffusion_model.blocks[0].register_forward_hook(lambda *_: os.truncate(path, 5000))
     with pytest.raises(WeightsFileError, match="cut off"):  # before the next block
         predict(patcher)
     with pytest.raises(WeightsFileError, match="cut off"):  # before the next run loads it

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_pocket import make_pocket
+from fast_vae import fast_vae
 from playwright.sync_api import Browser, Page, sync_playwright
+from pocket_files import copy_pocket
 from pocket_gguf import write_family
 from setup.comfyui import DEFAULT_VERSION
 from setup.places import ROOT, cache_folder
@@ -70,9 +71,9 @@ def pocket_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def with_models(pocket_base: Path, artefacts: Path) -> Iterator[Server]:
     """A server with the miniature weights under their published names, safetensors and GGUF."""
-    make_pocket(pocket_base / "models")
+    copy_pocket(pocket_base / "models")
     write_family(pocket_base / "models")
-    with serve(_launch(pocket_base), artefacts / "browser-pocket.log") as server:
+    with serve(_launch(pocket_base, *fast_vae()), artefacts / "browser-pocket.log") as server:
         _settle(server)
         yield server
 
@@ -96,10 +97,10 @@ def host_of(graph: dict[str, Any]) -> dict[str, Any]:
     return next(node for node in graph["nodes"] if node["type"] in subgraphs)
 
 
-def _launch(base: Path) -> Launch:
+def _launch(base: Path, *arguments: str) -> Launch:
     comfyui = Path(os.environ.get("COMFYUI_PATH") or cache_folder() / f"ComfyUI-{DEFAULT_VERSION}")
     link_pack(base)
-    return Launch(comfyui, Path(sys.executable), base, ("--cpu",))
+    return Launch(comfyui, Path(sys.executable), base, ("--cpu", *arguments))
 
 
 def _settle(server: Server) -> None:

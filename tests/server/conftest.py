@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from graphs import Nodes
-from make_pocket import make_pocket
+from pocket_files import copy_pocket
 from setup.client import Client
 from setup.comfyui import DEFAULT_VERSION
 from setup.places import ROOT, cache_folder
@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base folder with this pack and the miniature weights under their published names."""
     folder = tmp_path_factory.mktemp("comfyui")
     link_pack(folder)
-    make_pocket(folder / "models")
+    copy_pocket(folder / "models")
     return folder
 
 

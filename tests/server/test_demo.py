@@ -59,6 +59,10 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
     pytest.fail(f"{pattern!r} never came:\n{''.join(lines)}")
 
 
+def servers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
+
+
 def files_of(folder: Path) -> Mapping[str, str]:
     """{path: checksum} of everything in a folder."""
     return {
@@ -89,11 +93,11 @@ def test_makes_a_clip_and_changes_nothing_in_the_installation(comfyui: Path, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stops_with_its_server_and_runs_again(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path)
     said = read_until(process, "at http://127.0.0.1")
-    servers = [child for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
+    servers = servers_of(process)
     assert servers, said
     process.send_signal(number)
     rest = process.communicate(timeout=60)[0]
@@ -114,9 +118,16 @@ def test_serves_until_it_is_stopped(tmp_path: Path) -> None:
         assert re.search(r"ComfyUI stays at http://127\.0\.0\.1:\d+", said)
         time.sleep(1)
         assert process.poll() is None
+        servers = servers_of(process)
+        assert servers
     finally:
         process.send_signal(signal.SIGINT if os.name == "posix" else signal.CTRL_BREAK_EVENT)
-        process.communicate(timeout=60)
+        rest = process.communicate(timeout=60)[0]
+    if os.name == "posix":
+        assert process.returncode == 130 and rest.rstrip().endswith("Stopped.")
+        assert "Traceback" not in rest
+    _, alive = psutil.wait_procs(servers, timeout=30)
+    assert alive == [], "the server outlived the demo"
 
 
 def test_a_wrong_folder_is_one_line(tmp_path: Path) -> None:

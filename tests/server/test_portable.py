@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from graphs import LORA_HIGH, LORA_LOW, T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE, Nodes, text_to_video
-from make_pocket import build, family, make_pocket
+from make_pocket import build, family
+from pocket_files import copy_pocket
 from pocket_gguf import write_gguf
 from setup.client import Client
 from setup.places import ROOT
@@ -39,7 +40,7 @@ NODE_CLASS_MAPPINGS = {}
 
 def make_models(folder: Path) -> None:
     """Writes the miniature files into sub-folders of a models folder."""
-    make_pocket(folder)
+    copy_pocket(folder)
     for kind, subfolder in SUBFOLDERS.items():
         (folder / kind / subfolder).mkdir(parents=True)
         for file in [file for file in (folder / kind).iterdir() if file.is_file()]:

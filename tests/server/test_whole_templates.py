@@ -6,8 +6,10 @@ size and length so is its clip. Nobody judges what the clips show. "Wan 2.2 Text
 
 What a run costs is attention over 30,000 tokens, 6 s of one core for each layer, head and step. The trained 5B would
 take 18 minutes of one core (40 passes of 27,000 tokens): here it is a random one of one layer and one narrow head,
-which takes 2. Left out are the long video (three clips of text to video, 15 minutes) and the GGUF twin of text to video
-(5; small ones in test_long_video.py and test_gguf.py). WANCORE_ALL_TEMPLATES=1 runs all three as they are.
+which takes 1. Fun Camera, whose weights are random anyhow, keeps one of its two layers. The VAEs compute in bfloat16,
+as on a GPU, where the processor has it; in all other tests it is float32. Left out are the long video (three clips of
+text to video, 15 minutes) and the GGUF twin of text to video (5; small ones in test_long_video.py and test_gguf.py).
+WANCORE_ALL_TEMPLATES=1 runs all three as they are.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from typing import Any
 
 import av
 import pytest
-from make_pocket import build, make_pocket, write
+from fast_vae import fast_vae
+from make_pocket import build, write
+from pocket_files import copy_pocket
 from pocket_gguf import write_family
 from setup.client import Client
 from setup.places import ROOT
@@ -35,8 +39,12 @@ WHOLE = bool(os.environ.get("WANCORE_ALL_TEMPLATES"))
 ELSEWHERE = ("Wan 2.2 Text to Video", "Wan 2.2 Text to Image", "Wan 2.2 Sound to Video")
 LONG = () if WHOLE else ("Wan 2.2 Long Video", "Wan 2.2 Text to Video GGUF")
 TITLES = [file.stem for file in sorted((ROOT / "workflows").glob("*.json")) if file.stem not in (*ELSEWHERE, *LONG)]
-NARROW = {**family.TI2V.widths, 3072: 32, 18432: 6 * 32, 14336: 64}
-NARROW_5B = replace(family.TI2V, layers=1, widths=NARROW, short="narrow_ti2v")
+NARROW = {**family.TI2V.widths, 3072: 16, 18432: 6 * 16, 14336: 64}
+SMALLER = (  # by short names of which there are no trained weights
+    replace(family.TI2V, layers=1, widths=NARROW, short="narrow_ti2v"),
+    replace(family.CAMERA_HIGH, layers=1, short="short_camera_high"),
+    replace(family.CAMERA_LOW, layers=1, short="short_camera_low"),
+)
 OPENING = {  # width, height, rate, frames of what the template comes to with the media of tests/template_media.py
     "Wan 2.2 Text to Video GGUF": (832, 480, Fraction(16), 81),
     "Wan 2.2 Image to Video": (832, 464, Fraction(16), 81),
@@ -54,12 +62,13 @@ def whole_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("whole")
     link_pack(base)
     models = base / "models"
-    make_pocket(models)
+    copy_pocket(models)
     write_media(base)
     if WHOLE:
         write_family(models)
     else:
-        write(build(NARROW_5B, fp8=True), models / NARROW_5B.folder / NARROW_5B.name, NARROW_5B.metadata)
+        for member in SMALLER:
+            write(build(member, fp8=True), models / member.folder / member.name, member.metadata)
     return base
 
 
@@ -67,7 +76,7 @@ def whole_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_server(comfyui: Path, whole_base: Path) -> Iterator[Server]:
     artefacts = ROOT / "tests" / "artefacts"
     artefacts.mkdir(exist_ok=True)
-    launch = Launch(comfyui, Path(sys.executable), whole_base, ("--cpu",))
+    launch = Launch(comfyui, Path(sys.executable), whole_base, ("--cpu", *fast_vae()))
     with serve(launch, artefacts / "server-templates.log") as running:
         yield running
 

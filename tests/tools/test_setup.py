@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -53,13 +54,29 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "index"
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What set-up makes in an empty folder before it installs anything, for tests that do not ask how it is made."""
+    folder = tmp_path_factory.mktemp("bare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        Environment(folder / "env", Console()).ensure([])
+    return folder / "env"
+
+
+def made_in(folder: Path, bare: Path, below: Environment | None = None) -> Environment:
+    """An environment in which nothing is installed yet: a copy."""
+    shutil.copytree(bare, folder, symlinks=True)
+    return Environment(folder, Console(), below=below)
+
+
 def imports(python: Path, module: str) -> bool:
     return subprocess.run([str(python), "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.slow
-def test_installs_once_and_then_runs_nothing(index: Path, tmp_path: Path) -> None:
-    made = Environment(tmp_path / "env", Console())
+def test_installs_once_and_then_runs_nothing(index: Path, bare: Path, tmp_path: Path) -> None:
+    made = made_in(tmp_path / "env", bare)
     parts = [Part("first", "first", ("wancore_first",)), Part("second", "second", ("wancore_second",))]
     made.ensure(parts)
     assert not list(made.site_packages().rglob("wancore_first*.pyc")), "compiled before anything imports it"
@@ -73,8 +90,8 @@ def test_installs_once_and_then_runs_nothing(index: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_goes_on_after_being_killed_while_installing(index: Path, tmp_path: Path) -> None:
-    made = Environment(tmp_path / "env", Console())
+def test_goes_on_after_being_killed_while_installing(index: Path, bare: Path, tmp_path: Path) -> None:
+    made = made_in(tmp_path / "env", bare)
     made.ensure([Part("first", "first", ("wancore_first",))])
     site_packages = made.site_packages()
     # What a kill in the middle of pip leaves: the module is there in part, its record is not written yet.
@@ -96,11 +113,11 @@ def test_goes_on_after_being_killed_while_making_the_environment(index: Path, tm
 
 
 @pytest.mark.slow
-def test_layer_sees_the_packages_below_and_adds_its_own(index: Path, tmp_path: Path) -> None:
-    below = Environment(tmp_path / "below", Console())
+def test_layer_sees_the_packages_below_and_adds_its_own(index: Path, bare: Path, tmp_path: Path) -> None:
+    below = made_in(tmp_path / "below", bare)
     below.ensure([Part("first", "first", ("wancore_first",))])
     make_wheel(index, "wancore_first", "2.0")
-    layer = Environment(tmp_path / "layer", Console(), below=below)
+    layer = made_in(tmp_path / "layer", bare, below)
     layer.ensure([Part("second", "second", ("wancore_second", "wancore_first==2.0"))])
     show = "import wancore_first, wancore_second; print(wancore_first.version)"
     versions = [
@@ -136,13 +153,13 @@ def test_lock_lets_one_in_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_one_line(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(SetupError) as caught:
-        Environment(tmp_path / "env", Console()).ensure([Part("first", "first", ("wancore_first",))])
+        made_in(tmp_path / "env", bare).ensure([Part("first", "first", ("wancore_first",))])
     assert "cannot be reached" in str(caught.value) and "\n" not in str(caught.value)
 
 

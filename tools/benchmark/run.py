@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,7 +133,7 @@ class Benchmark:
     def _vae_file(self, shapes: str) -> Path:
         path = self.folder / f"{shapes}.safetensors"
         if not path.is_file():
-            found = weights.shapes_of(shapes)
+            found = weights.shapes_of(shapes, sizes=workloads.SMOKE_VAE_SIZES if self.options.smoke else None)
             weights.write(weights.autoencoder(found, self.device), path)
         return path
 
@@ -140,6 +141,7 @@ class Benchmark:
 def main(arguments: list[str]) -> int:
     """Prints rows as they come, then the table."""
     options = parse(arguments)
+    gc.freeze()  # what was imported stays: collecting after each engine would look at all of it again
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         folder = options.files or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -57,3 +57,4 @@ SMOKE_FORWARDS = {
 SMOKE_CLIPS = {"vae480": Autoencoding("smoke VAE 2.1", "vae21", 5, 32, 32)}
 SMOKE_ERROR = Forward("error: smoke", "t2v_A14B_expert", 5, 64, 64)
 SMOKE_SIZES = {5120: 256, 13824: 512, 30720: 1536, 3072: 256, 14336: 512, 18432: 1536}  # published width -> small one
+SMOKE_VAE_SIZES = {96: 16, 192: 32, 384: 64, 768: 128, 1152: 192}

@@ -29,8 +29,8 @@ class Float8Linear(nn.Module):
     weight_function: Any
     bias_function: Any
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if getattr(self, "quant_format", "") == "float8_e5m2":
             self._full_precision_mm = True
 

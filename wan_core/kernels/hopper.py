@@ -1,7 +1,7 @@
 """What the programs for Hopper (sm_90) share: barriers of a ring, and a comparison on the card before the first use."""
 
 # Triton compiles the program: constants arrive as plain values, whatever their annotation says.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

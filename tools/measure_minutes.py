@@ -24,7 +24,8 @@ from pack import import_pack
 from setup.places import ROOT
 
 CHILD = ROOT / "tools" / "bench_memory.py"
-SIZE, FACE, RATE, FRAMES, SECONDS, SAMPLES = (832, 480), (512, 512), 30, 77, 4.5, 22050  # of what the workflows are given
+# Of what the workflows are given: pixels, frames a second, frames and seconds of one clip, samples a second.
+SIZE, FACE, RATE, FRAMES, SECONDS, SAMPLES = (832, 480), (512, 512), 30, 77, 4.5, 22050
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

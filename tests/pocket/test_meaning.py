@@ -22,6 +22,7 @@ import_comfy()
 from make_pocket import make_pocket
 from pocket_files import copy_pocket
 from studio import Studio
+from wancore.nodes.bridge.attention8 import with_attention8
 from wancore.nodes.bridge.vae import load_vae
 from wancore.pocket import family, models
 from wancore.pocket.judge import correlation, judge, openings_of, psnr, regions
@@ -30,7 +31,9 @@ from wancore.pocket.training.report import Prompt, held_out_prompts
 from wancore.pocket.training.sound_report import CLIP, Part, held_out_parts, picture
 from wancore.pocket.voice import RATE
 from wancore.pocket.world import clip
+from wancore.wan_core import blocks
 from wancore.wan_core.audio.clips import LEAD_IN
+from wancore.wan_core.kernels import attention8
 from wancore.wan_core.sampling.presets import PRESETS, Settings
 
 EVERYTHING = bool(os.environ.get("WANCORE_ALL_PROMPTS"))
@@ -46,7 +49,7 @@ AIMS_OF_FOUR_STEPS = {"color": 0.90, "direction": 0.90}
 FIRST_FRAME, DECODED = 28.0, 30.0  # dB
 FOLLOWED, CHANCE = 0.8, 0.25  # correlation of opening and loudness; and with the loudness of other sounds
 KEPT = 20.0  # dB between a picture and the most silent frame
-POINTS = 0.05  # of obedience that quantised weights may lose
+POINTS, POINTS_OF_8_BITS = 0.05, 0.02  # of obedience that quantised weights, and attention in 8 bits, may lose
 UNTRAINED = {  # members that cannot do their task yet, and why
     family.CLIP_VISION.short: "random weights: nothing was trained on its features",
     **{
@@ -158,6 +161,16 @@ def test_quantised_weights_obey_as_well(kind: str, files: Files, t2v: Studio, us
         quantised = replace(t2v, high=opened.high, low=opened.low)
     found = film(quantised, TWENTY)
     assert found.share() >= usual.share() - POINTS, f"{found}; bfloat16: {usual}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EVERYTHING, reason="two points of obedience show on all prompts only")
+def test_attention_in_8_bits_obeys_as_well(t2v: Studio, obeyed: Obedience, monkeypatch: pytest.MonkeyPatch):
+    """Rounded as on a card that has the kernel."""
+    monkeypatch.setattr(blocks, "attention_in_8_bits", attention8.reference)
+    rounded = replace(t2v, high=with_attention8(t2v.high), low=with_attention8(t2v.low))
+    found = film(rounded, TWENTY)
+    assert found.share() >= obeyed.share() - POINTS_OF_8_BITS, f"{found}; exact: {obeyed}"
 
 
 def _text_and_vae(files: Files) -> tuple[Path, Path]:

@@ -66,7 +66,7 @@ def models_of(workflow: dict[str, Any]) -> list[dict[str, str]]:
     return [model for graph in graphs for node in graph["nodes"] for model in node["properties"].get("models", [])]
 
 
-@pytest.mark.parametrize(("title", "nodes", "files"), [(IMAGE, 4, 6), (ENDS, 5, 6), (SMALL, 4, 3)])
+@pytest.mark.parametrize(("title", "nodes", "files"), [(IMAGE, 4, 6), (ENDS, 5, 6), (SMALL, 4, 4)])
 def test_templates_are_small_and_name_their_files(workflows: dict[str, Any], title: str, nodes: int, files: int):
     workflow = workflows[title]
     assert len(workflow["nodes"]) == nodes
@@ -86,7 +86,7 @@ def test_one_and_two_pictures(client: Client, edited: Any, object_info: dict[str
 @pytest.mark.slow
 @pytest.mark.parametrize("picture", [False, True], ids=["text", "text and picture"])
 def test_the_5b(client: Client, edited: Any, object_info: dict[str, Any], base: Path, picture: bool):
-    workflow = edited(SMALL, seconds=0.5, preset="draft")
+    workflow = edited(SMALL, seconds=0.5)
     load = next(node for node in workflow["nodes"] if node["id"] == LOAD_IMAGE)
     assert load["mode"] == BYPASS
     load["mode"] = 0 if picture else BYPASS

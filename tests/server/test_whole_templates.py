@@ -4,9 +4,10 @@ The models are the miniatures as they are, trained where they are; media are sma
 size and length so is its clip. Nobody judges what the clips show. "Wan 2.2 Text to Video" is run by the browser
 (tests/browser/test_run.py), text to image and sound to video beside their own tests.
 
-What a run costs is attention over 30,000 tokens, 6 s of one core for each layer, head and step. Left out are the long
-video (three clips of text to video, 15 minutes of one core) and the GGUF twin of text to video (5; small ones in
-test_long_video.py and test_gguf.py). WANCORE_ALL_TEMPLATES=1 runs both, too.
+What a run costs is attention over 30,000 tokens, 5 to 6 s of one core for each layer, head and step: the 5B's clip
+takes two minutes of one core to sample, and one to decode. Left out are the long video (three clips of text to video,
+15 minutes) and the GGUF twin of text to video (5; small ones in test_long_video.py and test_gguf.py).
+WANCORE_ALL_TEMPLATES=1 runs both, too.
 """
 
 from __future__ import annotations

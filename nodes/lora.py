@@ -96,7 +96,7 @@ class WanCoreLoraPair(io.ComfyNode):
             category="WanCore/loaders",
             description="Puts a LoRA on the high-noise and on the low-noise expert and shows how much of it matched. "
             "With a 4-step LoRA on both, Wan KSampler's preset auto samples in 4 steps.",
-            search_aliases=["lora loader", "lightx2v", "lightning", "4 steps"],
+            search_aliases=["lora loader", "lightx2v", "lightning", "fastwan", "4 steps"],
             inputs=[
                 io.Model.Input("high", tooltip="The high-noise expert, or a model of one expert."),
                 io.Model.Input("low", optional=True, tooltip="The low-noise expert; open for a model of one expert."),

@@ -230,14 +230,14 @@ MEMBERS = (
     CLIP_VISION,
     *CONTROLLED,
 )
-# quanhaol/Wan2.2-TI2V-5B-Turbo as a LoRA, in Kijai/WanVideo_comfy, LoRAs/Wan22-Turbo
-TURBO = Lora("Wan22_TI2V_5B_Turbo_lora_rank_64_fp16.safetensors", "lora_ti2v", TI2V.name, 32, 26)
+# FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers as a LoRA, in Kijai/WanVideo_comfy, FastWan
+FASTWAN = Lora("Wan2_2_5B_FastWanFullAttn_lora_rank_128_bf16.safetensors", "lora_ti2v", TI2V.name, 32, 26)
 LORAS = (
     Lora("wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors", "lora_i2v_high", I2V_HIGH.name, 8, 9),
     Lora("wan2.2_i2v_lightx2v_4steps_lora_v1_low_noise.safetensors", "lora_i2v_low", I2V_LOW.name, 8, 10),
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors", "lora_high", T2V_HIGH.name, 16, 5),
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors", "lora_low", T2V_LOW.name, 16, 6),
-    TURBO,
+    FASTWAN,
 )
 STYLES = (  # light from below
     Lora("wan2.2_t2v_footlight_high_noise.safetensors", "style_high", T2V_HIGH.name, 2, 23),

@@ -30,7 +30,7 @@ JUDGED_AS: dict[str, tuple[Task, tuple[str, ...]]] = {  # and the 4-step LoRAs o
     "judge_4steps": (T2V_A14B, ("lora_high", "lora_low")),
     "judge_i2v": (I2V_A14B, ()),
     "judge_ti2v": (TI2V_5B, ()),
-    "judge_ti2v_4steps": (TI2V_5B, (family.TURBO.short,)),
+    "judge_ti2v_4steps": (TI2V_5B, (family.FASTWAN.short,)),
 }
 LORAS = {lora.short: lora for lora in (*family.LORAS, *family.STYLES, family.SLOW)}
 
@@ -165,7 +165,7 @@ def train_lora(name: str, plan: Plan) -> None:
 
 def train_lora_5b(plan: Plan) -> None:
     """The 4-step LoRA of TI2V-5B."""
-    name = family.TURBO.short
+    name = family.FASTWAN.short
     scenes = draw_pool("lora", plan, spiece=models.load_spiece(plan.out))
     trained = load_family(TI2V_5B, plan)
     negative = text.negative_ids(trained.tokenizer, plan.device)
@@ -174,7 +174,7 @@ def train_lora_5b(plan: Plan) -> None:
     count, seconds = sum(len(part.text) for part in segments), time.monotonic() - began
     print(f"{name}: {count} trajectories solved in {seconds:.0f} s", flush=True)
     torch.manual_seed(plan.seed)
-    pairs = LowRank(trained.high, family.TURBO.rank).to(plan.device)
+    pairs = LowRank(trained.high, family.FASTWAN.rank).to(plan.device)
     train(distill_5b.stage(name, trained.high, pairs, segments, plan), plan)
     pairs.save(models.weights_file_of(name, plan.out))
 
@@ -246,7 +246,7 @@ STAGES |= {name: lambda plan, name=name: train_transformer(name, plan) for name 
 STAGES |= {name: lambda plan, name=name: train_lora(name, plan) for name in DISTILLED}
 STAGES |= {lora.short: lambda plan, name=lora.short: train_style(name, plan) for lora in family.STYLES}
 STAGES |= sound_stages.STAGES
-STAGES[family.TURBO.short] = train_lora_5b
+STAGES[family.FASTWAN.short] = train_lora_5b
 STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGED_AS}
 STAGES |= led_stages.STAGES
 STAGES["judge_world"] = judge_world

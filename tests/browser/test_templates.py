@@ -19,7 +19,7 @@ TITLES = {  # nodes at the top level, files to download
     "Wan 2.2 Text to Image": (3, 6),
     "Wan 2.2 Image to Video": (4, 6),
     "Wan 2.2 First-Last Frame to Video": (5, 6),
-    "Wan 2.2 5B Text and Image to Video": (4, 3),
+    "Wan 2.2 5B Text and Image to Video": (4, 4),
     "Wan 2.2 Sound to Video": (5, 4),
     "Wan 2.2 VACE to Video": (5, 6),
     "Wan 2.2 Fun Control to Video": (5, 6),

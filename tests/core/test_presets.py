@@ -29,6 +29,8 @@ def test_auto_is_fast_for_distilled_models():
     chosen = resolve(Settings(), T2V_A14B, distilled=True, experts=2)
     assert chosen == Settings("fast", 4, 1.0, 1.0, 5.0, 0.875, "euler", "simple")
     assert summary(chosen, 2, 2) == "4 steps: 2 high + 2 low, cfg 1, shift 5"
+    chosen = resolve(Settings(), TI2V_5B, distilled=True)
+    assert summary(chosen, 4, None) == "4 steps, cfg 1, shift 5"
 
 
 def test_official_stays_possible_for_distilled_models():

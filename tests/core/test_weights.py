@@ -201,6 +201,8 @@ PICKLES = {  # official files and others' in the shapes that people have them: t
     "Wan2.2-Animate-14B/relighting_lora.ckpt": "WanAnimate_relight_lora_fp16.safetensors",
     "loras/Wan2.2-T2V-Lightning-4steps-lora-low_noise.pt": "wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors",
     "loras/wan22_i2v_high_lightx2v_lora.bin": "wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors",
+    "FastWan2.2-TI2V-5B-FullAttn/model.pt": "Wan2_2_5B_FastWanFullAttn_lora_rank_128_bf16.safetensors",
+    "Wan2.2-TI2V-5B-Turbo/model.pt": "Wan22_TI2V_5B_Turbo_lora_rank_64_fp16.safetensors",
     "loras/my_style.ckpt": "my_style.safetensors",
     "models/wan2.2_t2v_low_noise_14B.pth": "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
     "models/wan22-i2v-a14b-high-noise.ckpt": "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors",
@@ -405,9 +407,16 @@ def test_expert_names():
 
 
 def test_distilled_names():
-    for name in ("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise", "Wan22-Lightning", "wan_CausVid_14B", "x_rcm_y"):
+    for name in (
+        "wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise",
+        "Wan22-Lightning",
+        "Wan2_2_5B_FastWanFullAttn_lora_rank_128_bf16.safetensors",
+        "Wan22_TI2V_5B_Turbo_lora_rank_64_fp16.safetensors",
+        "wan_CausVid_14B",
+        "x_rcm_y",
+    ):
         assert is_distilled(name), name
-    for name in ("wan2.2_t2v_high_noise_14B_fp8_scaled", "orcmoon", "14steps", "style_lora"):
+    for name in ("wan2.2_t2v_high_noise_14B_fp8_scaled", "orcmoon", "14steps", "breakfast_wan", "style_lora"):
         assert not is_distilled(name), name
 
 

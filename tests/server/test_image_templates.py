@@ -35,17 +35,20 @@ def example(base: Path) -> Iterator[None]:
 def run(
     client: Client, workflow: dict[str, Any], object_info: dict[str, Any], base: Path, **inputs: Any
 ) -> dict[str, Any]:
-    """Size, rate and frames of the one clip that the workflow saves; `inputs` are others of Wan Image to Video."""
+    """Size, rate, frames and steps of the one clip that it saves; `inputs` are others of Wan Image to Video."""
+    shown: list[str] = []
     prompt = to_prompt(workflow, object_info)
     (sized,) = (node for node in prompt.values() if node["class_type"] == "WanCoreImageToVideo")
     sized["inputs"] |= inputs
-    (saved,) = client.run(prompt, workflow=workflow).files()
+    result = client.run(prompt, workflow=workflow, on_progress=lambda moment: shown.append(moment.text))
+    (saved,) = result.files()
     with av.open(str(base / saved["type"] / saved["subfolder"] / saved["filename"])) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         size, rate = (stream.codec_context.width, stream.codec_context.height), stream.average_rate
     assert frames[0].std() > 0, "the first frame is flat"
-    return {"size": size, "rate": rate, "frames": len(frames)}
+    (steps,) = {line for text in shown for line in text.splitlines() if " cfg " in line}
+    return {"size": size, "rate": rate, "frames": len(frames), "steps": steps}
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def models_of(workflow: dict[str, Any]) -> list[dict[str, str]]:
     return [model for graph in graphs for node in graph["nodes"] for model in node["properties"].get("models", [])]
 
 
-@pytest.mark.parametrize(("title", "nodes", "files"), [(IMAGE, 4, 6), (ENDS, 5, 6), (SMALL, 4, 3)])
+@pytest.mark.parametrize(("title", "nodes", "files"), [(IMAGE, 4, 6), (ENDS, 5, 6), (SMALL, 4, 4)])
 def test_templates_are_small_and_name_their_files(workflows: dict[str, Any], title: str, nodes: int, files: int):
     workflow = workflows[title]
     assert len(workflow["nodes"]) == nodes
@@ -80,18 +83,26 @@ def test_templates_are_small_and_name_their_files(workflows: dict[str, Any], tit
 @pytest.mark.parametrize("title", [IMAGE, ENDS])
 def test_one_and_two_pictures(client: Client, edited: Any, object_info: dict[str, Any], base: Path, title: str):
     clip = run(client, edited(title, seconds=1.0), object_info, base, **SIZE)
-    assert clip == {"size": (96, 64), "rate": Fraction(16), "frames": 17}
+    steps = "4 steps: 2 high + 2 low, cfg 1, shift 5"
+    assert clip == {"size": (96, 64), "rate": Fraction(16), "frames": 17, "steps": steps}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("picture", [False, True], ids=["text", "text and picture"])
-def test_the_5b(client: Client, edited: Any, object_info: dict[str, Any], base: Path, picture: bool):
-    workflow = edited(SMALL, seconds=0.5, preset="draft")
+@pytest.mark.parametrize(
+    ("picture", "fast"),
+    [(False, True), (True, True), (False, False)],
+    ids=["text", "text and picture", "text, LoRA bypassed"],
+)
+def test_the_5b(client: Client, edited: Any, object_info: dict[str, Any], base: Path, picture: bool, fast: bool):
+    workflow = edited(SMALL, seconds=0.5)
+    (graph,) = workflow["definitions"]["subgraphs"]
     load = next(node for node in workflow["nodes"] if node["id"] == LOAD_IMAGE)
-    assert load["mode"] == BYPASS
-    load["mode"] = 0 if picture else BYPASS
+    lora = next(node for node in graph["nodes"] if node["type"] == "WanCoreLoraPair")
+    assert (load["mode"], lora["mode"]) == (BYPASS, 0)
+    load["mode"], lora["mode"] = 0 if picture else BYPASS, 0 if fast else BYPASS
     clip = run(client, workflow, object_info, base, **SIZE)
-    assert clip == {"size": (96, 64), "rate": Fraction(24), "frames": 13}
+    steps = "4 steps, cfg 1, shift 5" if fast else "50 steps, cfg 5, shift 5"
+    assert clip == {"size": (96, 64), "rate": Fraction(24), "frames": 13, "steps": steps}
 
 
 def test_a_missing_picture_is_refused_on_its_node(client: Client, edited: Any, object_info: dict[str, Any]):

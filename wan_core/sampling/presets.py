@@ -45,8 +45,10 @@ PRESETS = {
         Settings(solver="official_unipc", schedule=OFFICIAL),
     ),
     # ModelTC/Wan2.2-Lightning and lightx2v/Wan2.2-Lightning: 4 steps, no guidance, shift 5, Euler
+    # TI2V-5B: quanhaol/Wan2.2-TI2V-5B-Turbo the same (1000, 750, 500, 250 before a shift of 5); FastVideo's FastWan2.2
+    # has no guidance and a shift of 5 too, but makes 3 steps (1000, 757, 522) with new noise after each
     "fast": Preset(
-        "4 steps without guidance, for models with a step-distillation LoRA (Lightning, lightx2v)",
+        "4 steps without guidance, for models with a step-distillation LoRA (Lightning, lightx2v, FastWan)",
         Settings(steps=4, guidance_high=1.0, guidance_low=1.0, shift=5.0, solver="euler", schedule="simple"),
         distilled=True,
     ),

@@ -117,7 +117,7 @@ def convolve(conv: nn.Conv3d, x: Tensor, ops: type[Ops]) -> Tensor:
         taps = (images_of(x[:, :, k : k + span : step]) for k in range(conv.kernel_size[0]))
         y = functional.conv2d(next(taps), weight[:, :, 0], bias, padding=padding)
         for k, frames in enumerate(taps, 1):
-            y = y + functional.conv2d(frames, weight[:, :, k], padding=padding)
+            y += functional.conv2d(frames, weight[:, :, k], padding=padding)
     return laid_out(clip_of(y, len(x)))
 
 

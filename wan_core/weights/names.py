@@ -11,7 +11,7 @@ EXPERT_WORD = re.compile(r"(?<![a-z])(high|low)(?=[-_. ]?noise|(?![a-z]))", re.I
 EXPERT_LETTER = re.compile(r"(?<=[-_])([hl])(?=[-_.])", re.IGNORECASE)
 DISTILLED = re.compile(
     r"lightx2v|lightning|distill|causvid|accvid|fusionx|self[-_ ]?forcing|turbo|(?<!\d)[1-8][-_ ]?steps?(?![a-z])|"
-    r"(?<![a-z])(rcm|dmd|lcm)(?![a-z])",
+    r"fastwan|(?<![a-z])(rcm|dmd|lcm)(?![a-z])",
     re.IGNORECASE,
 )
 WAN_21 = re.compile(r"wan[-_ ]?2[._]?1(?![\d])", re.IGNORECASE)

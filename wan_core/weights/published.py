@@ -17,6 +17,8 @@ LORAS = {
     "t2v": "wan2.2_t2v_lightx2v_4steps_lora_v1.1_{expert}_noise.safetensors",
     "i2v": "wan2.2_i2v_lightx2v_4steps_lora_v1_{expert}_noise.safetensors",
 }
+FASTWAN = "Wan2_2_5B_FastWanFullAttn_lora_rank_128_bf16.safetensors"
+TURBO = "Wan22_TI2V_5B_Turbo_lora_rank_64_fp16.safetensors"
 FEW_STEPS = r"light(x2v|ning)|(?<!\d)4[-_ ]?steps?"
 
 # What a folder's or file's name says, the file to take, and its folder; the first that matches counts. `{expert}` is
@@ -27,6 +29,8 @@ ROWS = (
     (r"relight", "WanAnimate_relight_lora_fp16.safetensors", "models/loras"),
     (rf"(?=.*lora)(?=.*({FEW_STEPS}))(?=.*(high|low)).*t2v", LORAS["t2v"], "models/loras"),
     (rf"(?=.*lora)(?=.*({FEW_STEPS}))(?=.*(high|low)).*i2v", LORAS["i2v"], "models/loras"),
+    (r"(?=.*5b(?![a-z])).*fastwan", FASTWAN, "models/loras"),
+    (r"(?=.*5b(?![a-z])).*turbo", TURBO, "models/loras"),
     (r"lora", "", "models/loras"),
     (r"wav2vec", "wav2vec2_large_english_fp16.safetensors", "models/audio_encoders"),
     (r"umt5|(?<![a-z])t5(?![a-z])|text_encoder", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "models/text_encoders"),

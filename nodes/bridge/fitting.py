@@ -10,6 +10,7 @@ import torch
 
 from ...wan_core.errors import InputError, WrongModelError
 from .facts import ModelFacts
+from .images import CONCAT_LATENT
 from .latents import EMPTY_SIZES
 
 MASK_CHANNELS = 4  # that stand beside a picture's latent
@@ -49,8 +50,8 @@ def check_conditions(model: Any, conditionings: Sequence[Any], *, title: str, wh
         for condition in CONDITIONS:
             if given.get(condition.name) is not None and not any(hasattr(network, part) for part in condition.modules):
                 raise _refusal(condition.what, condition.models, title, where)
-        if given.get("concat_latent_image") is not None:
-            _check_pictures(network, given["concat_latent_image"].shape[1], title, where)
+        if given.get(CONCAT_LATENT) is not None:
+            _check_pictures(network, given[CONCAT_LATENT].shape[1], title, where)
 
 
 def _check_pictures(network: Any, given: int, title: str, where: str) -> None:
@@ -59,6 +60,18 @@ def _check_pictures(network: Any, given: int, title: str, where: str) -> None:
     if given not in (beside, beside - MASK_CHANNELS):
         what, models = PICTURES.get(given / network.out_dim, ("these pictures", "the model that they were made for"))
         raise _refusal(what, models, title, where)
+
+
+def missing_picture(model: Any, conditionings: Sequence[Any]) -> str:
+    """A line for the user where a model that starts from a picture gets none; empty elsewhere.
+
+    No error: Fun InP, whose tensors are those of I2V, can do without.
+    """
+    network = model.model.diffusion_model
+    given = any(values.get(CONCAT_LATENT) is not None for conditioning in conditionings for _, values in conditioning)
+    if given or network.in_dim - network.out_dim != network.out_dim + MASK_CHANNELS:
+        return ""
+    return "without a picture, from which this model was made to start: Wan Image to Video gives one"
 
 
 def _refusal(what: str, models: str, title: str, where: str) -> WrongModelError:

@@ -15,7 +15,7 @@ from ...wan_core.errors import InputError
 from ...wan_core.sampling.experts import boundary_after, steps_per_expert
 from ...wan_core.sampling.presets import DISTILLED_GUIDANCE, OFFICIAL, Settings, resolve, summary
 from ...wan_core.sampling.schedules import official_schedule
-from .fitting import check_conditions
+from .fitting import check_conditions, missing_picture
 from .guider import DualExpertGuider
 from .latents import EMPTY_SIZES, FRAME_RATE
 from .meter import Meter
@@ -245,9 +245,9 @@ def sample(
     if run.add_noise:
         noise = comfy.sample.prepare_noise(start, run.seed, latent.get("batch_index"))
     needs = RunPlan.of(plan.pair, start.shape, plan.forwards()) if start.ndim == 5 else None
-    text = plan.text
+    missing = missing_picture(plan.pair.high, (positive, negative))
+    text = "\n".join(line for line in (plan.text, missing, needs.report() if needs else "") if line)
     if needs is not None:
-        text = f"{text}\n{needs.report()}"
         plan = plan.timed(needs.meter)
     boundary = None if plan.pair.low is None else plan.boundary
     report = RunReport(node_id, text, plan.sigmas, boundary, plan.part)

@@ -15,6 +15,7 @@ import_comfy()
 
 import comfy.model_management
 import comfy.sd
+from wancore.nodes.bridge.fitting import missing_picture
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.sampling import WanCoreDualExpertGuider, WanCoreKSampler
 from wancore.wan_core.errors import WrongModelError
@@ -78,3 +79,18 @@ def test_what_another_model_takes(models, shapes: str, values: dict[str, Any], e
                 run(node, high=model, positive=positive, negative=negative, **widgets)
             assert expected in caught.value.expected
             assert "A14B" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("shapes", "given", "is_said"),
+    [
+        ("i2v_A14B_expert", {}, True),
+        ("i2v_A14B_expert", {"concat_latent_image": PICTURE}, False),
+        ("t2v_A14B_expert", {}, False),
+    ],
+)
+def test_a_model_that_starts_from_a_picture_says_so_without_one(
+    models, shapes: str, given: dict[str, Any], is_said: bool
+) -> None:
+    positive, negative = ([[values, {**more, **given}] for values, more in each] for each in prompts())
+    assert ("without a picture" in missing_picture(models[shapes][0], (positive, negative))) is is_said

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...wan_core.errors import InputError, WrongModelError
+from ...wan_core.tasks import FLF2V_21, I2V_21, I2V_A14B
 from .facts import ModelFacts
 from .images import CONCAT_LATENT
 from .latents import EMPTY_SIZES
@@ -33,6 +35,8 @@ CONDITIONS = (
     Condition("face_video_pixels", "a face video", ("face_adapter",), "Animate-14B"),
     Condition("pose_video_latent", "a pose video", ("face_adapter", "patch_embedding_pose"), "Animate-14B"),
 )
+FROM_PICTURES = tuple(task.id for task in (I2V_A14B, I2V_21, FLF2V_21))
+PICTURE_VALUES = (CONCAT_LATENT, "clip_vision_output")
 PICTURES = {  # latents that stand beside the noise
     1: ("pictures beside the noise", "I2V-A14B, Fun-A14B-InP or Fun-A14B-Control-Camera"),
     2: ("a Fun Control clip", "Fun-A14B-Control or Fun-5B-Control"),
@@ -62,16 +66,28 @@ def _check_pictures(network: Any, given: int, title: str, where: str) -> None:
         raise _refusal(what, models, title, where)
 
 
-def missing_picture(model: Any, conditionings: Sequence[Any]) -> str:
-    """A line for the user where a model that starts from a picture gets none; empty elsewhere.
+def check_picture(model: Any, conditionings: Sequence[Any], facts: ModelFacts) -> None:
+    """Makes sure that a model made to start from a picture gets one; without, it would draw for minutes from nothing.
 
-    No error: Fun InP, whose tensors are those of I2V, can do without.
+    Fun InP, whose tensors are those of I2V, can do without: its name tells it apart.
+
+    Raises:
+        InputError: no conditioning holds a picture.
     """
     network = model.model.diffusion_model
-    given = any(values.get(CONCAT_LATENT) is not None for conditioning in conditionings for _, values in conditioning)
-    if given or network.in_dim - network.out_dim != network.out_dim + MASK_CHANNELS:
-        return ""
-    return "without a picture, from which this model was made to start: Wan Image to Video gives one"
+    named = Path(facts.path or "").name.lower()
+    if network.in_dim - network.out_dim != network.out_dim + MASK_CHANNELS or facts.task.id not in FROM_PICTURES:
+        return
+    given = (values for conditioning in conditionings for _, values in conditioning)
+    if "inp" in named or any(values.get(name) is not None for values in given for name in PICTURE_VALUES):
+        return
+    raise InputError(
+        f"{facts.task.title} starts from a picture, and gets none",
+        where="positive",
+        found="a prompt alone",
+        expected="start_image on Wan Image to Video",
+        remedy="Put that node before this one, or load a text to video model (Fun InP needs InP in its file's name)",
+    )
 
 
 def _refusal(what: str, models: str, title: str, where: str) -> WrongModelError:

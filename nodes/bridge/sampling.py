@@ -15,7 +15,7 @@ from ...wan_core.errors import InputError
 from ...wan_core.sampling.experts import boundary_after, steps_per_expert
 from ...wan_core.sampling.presets import DISTILLED_GUIDANCE, OFFICIAL, Settings, resolve, summary
 from ...wan_core.sampling.schedules import official_schedule
-from .fitting import check_conditions, missing_picture
+from .fitting import check_conditions, check_picture
 from .guider import DualExpertGuider
 from .latents import EMPTY_SIZES, FRAME_RATE
 from .meter import Meter
@@ -209,9 +209,10 @@ def _part(sigmas: Tensor, run: Run) -> Tensor:
 
 
 def _check_conditions(pair: Pair, positive: Any, negative: Any) -> None:
-    """Makes sure that the prompts' pictures, sounds and control clips are this model's; see check_conditions."""
+    """Makes sure that the prompts' pictures, sounds and control clips are this model's: see fitting.py."""
     where = pair.facts.path or "high"
     check_conditions(pair.high, (positive, negative), title=pair.facts.task.title, where=where)
+    check_picture(pair.high, (positive, negative), pair.facts)
 
 
 def sample(
@@ -245,9 +246,9 @@ def sample(
     if run.add_noise:
         noise = comfy.sample.prepare_noise(start, run.seed, latent.get("batch_index"))
     needs = RunPlan.of(plan.pair, start.shape, plan.forwards()) if start.ndim == 5 else None
-    missing = missing_picture(plan.pair.high, (positive, negative))
-    text = "\n".join(line for line in (plan.text, missing, needs.report() if needs else "") if line)
+    text = plan.text
     if needs is not None:
+        text = f"{text}\n{needs.report()}"
         plan = plan.timed(needs.meter)
     boundary = None if plan.pair.low is None else plan.boundary
     report = RunReport(node_id, text, plan.sigmas, boundary, plan.part)

@@ -15,10 +15,9 @@ import_comfy()
 
 import comfy.model_management
 import comfy.sd
-from wancore.nodes.bridge.fitting import missing_picture
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.sampling import WanCoreDualExpertGuider, WanCoreKSampler
-from wancore.wan_core.errors import WrongModelError
+from wancore.wan_core.errors import InputError, WrongModelError
 
 from ..bridge.tiny_models import write_tiny
 from .clips import prompts
@@ -81,16 +80,16 @@ def test_what_another_model_takes(models, shapes: str, values: dict[str, Any], e
             assert "A14B" in caught.value.found
 
 
-@pytest.mark.parametrize(
-    ("shapes", "given", "is_said"),
-    [
-        ("i2v_A14B_expert", {}, True),
-        ("i2v_A14B_expert", {"concat_latent_image": PICTURE}, False),
-        ("t2v_A14B_expert", {}, False),
-    ],
-)
-def test_a_model_that_starts_from_a_picture_says_so_without_one(
-    models, shapes: str, given: dict[str, Any], is_said: bool
-) -> None:
-    positive, negative = ([[values, {**more, **given}] for values, more in each] for each in prompts())
-    assert ("without a picture" in missing_picture(models[shapes][0], (positive, negative))) is is_said
+@pytest.mark.parametrize("shapes", ["i2v_A14B_expert", "wan21_i2v_14B", "wan21_flf2v_14B"])
+def test_a_model_that_starts_from_a_picture_refuses_a_prompt_alone(shapes: str, tmp_path: Path):
+    positive, negative = prompts()
+    path = tmp_path / f"{shapes}.safetensors"
+    write_tiny(path, shapes)
+    for model in (load_model(str(path)), comfy.sd.load_diffusion_model(str(path))):
+        with pytest.raises(InputError, match="starts from a picture") as caught:
+            run(WanCoreKSampler, high=model, positive=positive, negative=negative, **SAMPLING)
+        assert "Wan Image to Video" in caught.value.expected
+    (tmp_path / "Wan2.2-Fun-A14B-InP-high.safetensors").write_bytes(path.read_bytes())
+    inpaints = load_model(str(tmp_path / "Wan2.2-Fun-A14B-InP-high.safetensors"))
+    with pytest.raises(AssertionError, match="loads a model"):
+        run(WanCoreKSampler, high=inpaints, positive=positive, negative=negative, **SAMPLING)

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 HUB = "https://huggingface.co"
 WAN_21 = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 WAN_22 = f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+KIJAI = f"{HUB}/Kijai/WanVideo_comfy/resolve/main"
 ANIMATE = f"{HUB}/Kijai/WanVideo_comfy_fp8_scaled/resolve/main/Wan22Animate"
 GGUF = f"{HUB}/QuantStack/Wan2.2"
 UMT5_GGUF = f"{HUB}/city96/umt5-xxl-encoder-gguf/resolve/main"
@@ -23,6 +24,8 @@ ROWS = (
     (r"wav2vec2_large_english_fp16\.safetensors", f"{WAN_22}/audio_encoders"),
     (r"wan2\.2_t2v_lightx2v_4steps_lora_v1\.1_(?:high|low)_noise\.safetensors", f"{WAN_22}/loras"),
     (r"wan2\.2_i2v_lightx2v_4steps_lora_v1_(?:high|low)_noise\.safetensors", f"{WAN_22}/loras"),
+    (r"Wan2_2_5B_FastWanFullAttn_lora_rank_128_bf16\.safetensors", f"{KIJAI}/FastWan"),
+    (r"Wan22_TI2V_5B_Turbo_lora_rank_64_fp16\.safetensors", f"{KIJAI}/LoRAs/Wan22-Turbo"),
     (r"wan2\.2_[ti]2v_(?:high|low)_noise_14B_(?:fp8_scaled|fp16)\.safetensors", f"{WAN_22}/diffusion_models"),
     (
         r"wan2\.2_fun_(?:vace|control|camera)_(?:high|low)_noise_14B_fp8_scaled\.safetensors",

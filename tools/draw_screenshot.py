@@ -19,7 +19,7 @@ from draw_nodes import READY, chromium, without_tour
 from PIL import Image
 from setup.places import ROOT
 
-PROMPT = "A large blue square moves to the right on a beige background."
+PROMPT = "A large red circle moves to the right on a grey background."
 VIEW, SEEN = {"width": 1680, "height": 1000}, (0, 0, 1680, 740)  # pixels of the page, and what is kept of it
 ENDED = "() => document.querySelector('video')?.readyState >= 2 || app.lastExecutionError || app.lastNodeErrors"
 MIDDLE = (

@@ -103,10 +103,10 @@ class Steps:
         return loss
 
     def _compute(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        self._weights.gradient.zero_()
         with torch.device(self._device):  # small tables are made where they are used: a recording allows no copies
             loss = self._stage.loss(*inputs)
         loss.backward()
+        self._weights.collect()
         self._weights.update()
         return loss.detach()
 

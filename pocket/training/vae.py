@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...wan_core.vae.causal import CausalVAE, ChannelNorm, FrameCache
 from ...wan_core.vae.latents import LatentStatistics
@@ -77,7 +76,7 @@ class Statistics:
 
 def posterior(vae: CausalVAE, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Clips -> mean of the normalised latents, and the logarithm of their variance."""
-    mean, log_variance = vae.conv1(vae.encoder(vae.fold(clips), FrameCache())).float().chunk(2, dim=1)
+    mean, log_variance = vae.conv1(vae.encoder(vae.fold(clips), OneChunk())).float().chunk(2, dim=1)
     return vae.statistics.normalise(mean), log_variance.clamp(-12, 4)
 
 
@@ -86,22 +85,23 @@ def outlines(clips: Tensor) -> tuple[Tensor, Tensor]:
     return clips[..., 1:] - clips[..., :-1], clips[..., 1:, :] - clips[..., :-1, :]
 
 
-def norm_of(layer: ChannelNorm) -> Callable[[Tensor], Tensor]:
-    """The same norm as one kernel."""
+def silu_of(layer: ChannelNorm) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What stands before every convolution of a block, in one kernel where it has a gradient."""
+    from .norm_silu import NormSilu  # needs Triton, which is there where a GPU is
 
-    def forward(x: Tensor) -> Tensor:
-        return _compiled_norm()(x, layer.gamma)
+    def silu(x: Tensor, past: Tensor | None) -> Tensor:
+        if past is not None or not torch.is_grad_enabled():
+            return ChannelNorm.silu(layer, x, past)
+        return NormSilu.apply(x, layer.gamma)
 
-    return forward
+    return silu
 
 
-@cache
-def _compiled_norm() -> Callable[[Tensor, Tensor], Tensor]:
-    def norm(x: Tensor, gamma: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * gamma.shape[0] ** 0.5 * gamma.to(x)
+class OneChunk(FrameCache):
+    """Of clips in one piece: no layer meets them again, so none keeps copies."""
 
-    torch._dynamo.config.cache_size_limit = 64
-    return torch.compile(norm, dynamic=True)
+    def keep(self, layer: nn.Module, frames: Tensor) -> None:
+        """Nothing."""
 
 
 def draw_openings(count: int, frames: int, random: torch.Generator) -> Tensor:
@@ -126,7 +126,7 @@ def stage(vae: CausalVAE, pool: Pool, plan: Plan) -> Stage:
     fast = torch.bfloat16 if cuda else torch.float32
     for layer in vae.modules() if cuda else ():
         if isinstance(layer, ChannelNorm):
-            layer.forward = norm_of(layer)  # type: ignore[method-assign]
+            layer.silu = silu_of(layer)  # type: ignore[method-assign]
 
     def batch(step: int) -> tuple[Tensor, ...]:
         random = plan.generator(step + channels * 10_000_000)
@@ -144,7 +144,7 @@ def stage(vae: CausalVAE, pool: Pool, plan: Plan) -> Stage:
         mean, log_variance = posterior(vae, clips.to(fast))
         latents = mean + (0.5 * log_variance).exp() * noise
         raw = vae.conv2(vae.statistics.denormalise(latents).to(fast))
-        made = vae.unfold(vae.decoder(raw, FrameCache())).float()
+        made = vae.unfold(vae.decoder(raw, OneChunk())).float()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         lines = sum(F.l1_loss(*pair) for pair in zip(outlines(made), outlines(clips), strict=True))
         errors = (made - clips).square().flatten(1).mean(1)

@@ -60,7 +60,7 @@ class Recipe:
     sizes: Sizes
     picture: str = ""  # concat: in more channels; frame: as the first latent frame; nothing: none
     salt: int = 0
-    steps: int = 30_000
+    steps: int = 10_000
     tokens: int = 24_000  # of a batch
     rate: float = 1.5e-3
     matrix_rate: float = 2e-3
@@ -76,11 +76,12 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("t2v_both", T2V_A14B, "both", SIZES_A14B, salt=28, steps=10_000, wrong=WRONG, falls=False),
+        Recipe("t2v_both", T2V_A14B, "both", SIZES_A14B, salt=28, wrong=WRONG, falls=False),
         Recipe("t2v_high", T2V_A14B, "high", SIZES_A14B, salt=1, steps=13_000, wrong=WRONG, right=RIGHT),
         Recipe("t2v_low", T2V_A14B, "low", SIZES_A14B, salt=2, steps=13_000, wrong=WRONG, right=RIGHT),
-        Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3),
-        Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4),
+        Recipe("i2v_both", I2V_A14B, "both", SIZES_A14B, "concat", salt=29, falls=False),
+        Recipe("i2v_high", I2V_A14B, "high", SIZES_A14B, "concat", salt=3, steps=13_000),
+        Recipe("i2v_low", I2V_A14B, "low", SIZES_A14B, "concat", salt=4, steps=13_000),
         Recipe("ti2v", TI2V_5B, "both", SIZES_5B, "frame", salt=5, steps=20_000),
     )
 }

@@ -61,7 +61,7 @@ class NormSilu(torch.autograd.Function):
         return made.squeeze(0).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         """One kernel, and the sum of its programs' rows."""
         x, gamma = ctx.saved_tensors
         width = x.shape[1]
@@ -70,7 +70,7 @@ class NormSilu(torch.autograd.Function):
         programs = triton.cdiv(positions, rows)
         to_x = torch.empty_like(x)
         to_gamma = torch.empty((programs, width), device=x.device)
-        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last_3d)
         _backward_kernel[(programs,)](
             x, gamma, gradient, to_x, to_gamma, positions, width, width**0.5, LEAST_LENGTH,
             ROWS=rows, BLOCK=block, num_warps=8,

@@ -13,13 +13,17 @@ from safetensors.torch import load_file, save_file
 from ...wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B, Task
 from ...wan_core.text.tokenizer import Tokenizer
 from .. import family, models, storage
-from . import data, distill, flow, led_stages, looks, report, sampling, sound_stages, text, vae
+from . import data, distill, flow, led_stages, looks, rehearsal, report, sampling, sound_stages, text, vae
 from .loop import Plan, train
 from .low_rank import LowRank, merge
 
-TRUNK = "t2v_both"  # trained on all sigmas: what the experts, and TI2V, begin with
+TRUNKS = {"t2v_both": family.T2V_LOW, "i2v_both": family.I2V_LOW}  # trained on all sigmas, kept for others
+BEGINS_WITH = {  # the trunk whose weights a transformer goes on from
+    **dict.fromkeys(("t2v_high", "t2v_low", "ti2v"), "t2v_both"),
+    **dict.fromkeys(("i2v_high", "i2v_low"), "i2v_both"),
+}
 TRANSFORMERS = {m.short: m for m in (family.T2V_HIGH, family.T2V_LOW, family.I2V_HIGH, family.I2V_LOW, family.TI2V)}
-TRANSFORMERS[TRUNK] = family.T2V_LOW
+TRANSFORMERS |= TRUNKS
 VAES = {member.short: member for member in (family.VAE, family.VAE22)}
 HELD_OUT = 64  # scenes that a VAE is measured with
 SCENES = {"text": 60_000, "vae": 60_000, "lora": 20_000, "slow": 8_000, "style": 6_000}
@@ -45,8 +49,8 @@ LATENTS = {
     "latents_5b": Clips(family.VAE22, flow.SIZES_5B, 16_000, 3),
 }
 LEARN_FROM = {
-    **dict.fromkeys((TRUNK, "t2v_high", "t2v_low"), ("latents_a", "latents_b")),
-    **dict.fromkeys(("i2v_high", "i2v_low"), ("latents_i2v",)),
+    **dict.fromkeys(("t2v_both", "t2v_high", "t2v_low"), ("latents_a", "latents_b")),
+    **dict.fromkeys(("i2v_both", "i2v_high", "i2v_low"), ("latents_i2v",)),
     "ti2v": ("latents_5b",),
 }
 
@@ -122,12 +126,12 @@ def train_transformer(name: str, plan: Plan) -> None:
     negative = text.negative_ids(models.load_tokenizer(plan.out), plan.device)
     torch.manual_seed(plan.seed)
     model = models.new_transformer(member)
-    if (trunk := plan.state / f"{TRUNK}.safetensors").is_file():
-        flow.begin_from(model, load_file(trunk))
+    if name in BEGINS_WITH:
+        flow.begin_from(model, load_file(plan.state / f"{BEGINS_WITH[name]}.safetensors"))
     model.to(plan.device)
     train(flow.stage(recipe, model, encoder, negative, latents, plan), plan)
-    if name == TRUNK:
-        save_file({key: value.cpu() for key, value in model.state_dict().items()}, plan.state / f"{TRUNK}.safetensors")
+    if name in TRUNKS:
+        save_file({key: value.cpu() for key, value in model.state_dict().items()}, plan.state / f"{name}.safetensors")
     else:
         models.save_weights(model, member, plan.out)
 
@@ -227,4 +231,5 @@ STAGES |= sound_stages.STAGES
 JUDGES = ("judge_t2v", "judge_4steps", "judge_i2v", "judge_ti2v")
 STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGES}
 STAGES |= led_stages.STAGES
+STAGES |= rehearsal.STAGES
 STAGES["judge_world"] = judge_world

@@ -53,12 +53,10 @@ class NormSilu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor) -> Tensor:
-        """One kernel over all clips as if their frames were one clip's."""
+        """wan_core's kernel."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
         ctx.save_for_backward(x, gamma)
-        frames = x.transpose(0, 1).flatten(1, 2).unsqueeze(0)
-        made = channels.norm_silu(frames, gamma.to(x), None, least=LEAST_LENGTH)
-        return made.squeeze(0).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+        return channels.norm_silu(x, gamma.to(x), None, least=LEAST_LENGTH)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:

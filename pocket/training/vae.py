@@ -47,8 +47,11 @@ def latent_shape(channels: int, size: Size, compression: int) -> tuple[int, int,
 
 
 def encode(vae: CausalVAE, clips: Tensor) -> Tensor:
-    """Clips [B, 3, F, H, W] in -1..1 -> normalised latents."""
-    return vae.statistics.normalise(vae.encode(clips, frames=WHOLE))
+    """Clips [B, 3, F, H, W] in -1..1 -> normalised latents, float32; frames after the last 4n + 1 are left out.
+
+    In one piece with the first frame, which `CausalVAE.encode` takes alone: half the kernels.
+    """
+    return posterior(vae, clips[:, :, : 1 + (clips.shape[2] - 1) // 4 * 4])[0]
 
 
 def decode(vae: CausalVAE, latents: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def encode(vae: CausalVAE, clips: Tensor) -> Tensor:
 
     In one piece with the first frame, which `CausalVAE.encode` takes alone: half the kernels.
     """
-    return posterior(vae, clips[:, :, : 1 + (clips.shape[2] - 1) // 4 * 4])[0]
+    return posterior(vae, clips[:, :, : 1 + (clips.shape[2] - 1) // 4 * 4], FrameCache())[0]
 
 
 def decode(vae: CausalVAE, latents: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ class Statistics:
         return latent * self._std + self._mean
 
 
-def posterior(vae: CausalVAE, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Clips -> mean of the normalised latents, and the logarithm of their variance."""
-    mean, log_variance = vae.conv1(vae.encoder(vae.fold(clips), OneChunk())).float().chunk(2, dim=1)
+def posterior(vae: CausalVAE, clips: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
+    """Clips -> mean of the normalised latents, and the logarithm of their variance; `cache` is a new one."""
+    mean, log_variance = vae.conv1(vae.encoder(vae.fold(clips), cache)).float().chunk(2, dim=1)
     return vae.statistics.normalise(mean), log_variance.clamp(-12, 4)
 
 
@@ -101,7 +101,10 @@ def silu_of(layer: ChannelNorm) -> Callable[[Tensor, Tensor | None], Tensor]:
 
 
 class OneChunk(FrameCache):
-    """Of clips in one piece: no layer meets them again, so none keeps copies."""
+    """Of clips in one piece, with gradients: no layer meets them again, so none keeps copies.
+
+    Without gradients a kernel may cut a clip into pieces, and needs them.
+    """
 
     def keep(self, layer: nn.Module, frames: Tensor) -> None:
         """Nothing."""
@@ -144,7 +147,7 @@ def stage(vae: CausalVAE, pool: Pool, plan: Plan) -> Stage:
         return clips, torch.randn(shape, generator=random, device=plan.device)
 
     def loss(clips: Tensor, noise: Tensor) -> Tensor:
-        mean, log_variance = posterior(vae, clips.to(fast))
+        mean, log_variance = posterior(vae, clips.to(fast), OneChunk())
         latents = mean + (0.5 * log_variance).exp() * noise
         raw = vae.conv2(vae.statistics.denormalise(latents).to(fast))
         made = vae.unfold(vae.decoder(raw, OneChunk())).float()

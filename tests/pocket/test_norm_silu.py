@@ -80,7 +80,7 @@ else:
                 for layer in model.modules():
                     if isinstance(layer, ChannelNorm):
                         layer.silu = training.silu_of(layer)
-            mean, log_variance = training.posterior(model, clips)
+            mean, log_variance = training.posterior(model, clips, training.OneChunk())
             made = model.decoder(model.conv2(model.statistics.denormalise(mean)), training.OneChunk())
             (made.square().mean() + log_variance.mean()).backward()
             found[name] = torch.cat([p.grad.flatten() for p in model.parameters()])

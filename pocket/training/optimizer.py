@@ -67,6 +67,16 @@ def stacked(groups: Sequence[Group]) -> list[list[Group]]:
     return list(found.values())
 
 
+def laid_out(flat: Tensor, p: Tensor) -> Tensor:
+    """A flat slice as the parameter p [out, in, ...]: of convolutions the input channels lie together.
+
+    Convolutions of clips with channels last want their weights so, and give their gradients so: else each is copied.
+    """
+    if p.ndim < 4:
+        return flat.view(p.shape)
+    return flat.view(p.shape[0], *p.shape[2:], p.shape[1]).movedim(-1, 1)
+
+
 class Weights:
     """Trained parameters as slices of flat tensors: exact values, copy to compute with, gradients, moments, average."""
 
@@ -104,11 +114,11 @@ class Weights:
         device = named[0][1].device
         self.master = torch.zeros(end, device=device)
         for p, start in self._places:
-            self.master[start : start + p.numel()] = p.detach().flatten()
+            laid_out(self.master[start : start + p.numel()], p).copy_(p.detach())
         self.working = self.master if dtype == torch.float32 else self.master.to(dtype)
         self.gradient = torch.zeros_like(self.working)
         for p, start in self._places:
-            p.data = self.working[start : start + p.numel()].view_as(p)
+            p.data = laid_out(self.working[start : start + p.numel()], p)
         self.averaged, self.first = self.master.clone(), torch.zeros_like(self.master)
         self.second = torch.zeros_like(self.master[self._adam :])
         self.count = torch.zeros(1, device=device)  # of updates
@@ -134,7 +144,7 @@ class Weights:
         found = [(p.grad, p, start) for p, start in self._places if p.grad is not None]
         if len(found) < len(self._places):
             self.gradient.zero_()
-        views = [self.gradient[start : start + p.numel()].view_as(p) for _, p, start in found]
+        views = [laid_out(self.gradient[start : start + p.numel()], p) for _, p, start in found]
         torch._foreach_copy_(views, [gradient for gradient, *_ in found])
         for p, _ in self._places:
             p.grad = None
@@ -175,4 +185,5 @@ class Weights:
     def finish(self) -> None:
         """Leaves the model with its averaged weights, float32 and apart from each other."""
         for p, start in self._places:
-            p.data = self.averaged[start : start + p.numel()].view_as(p).clone()
+            averaged = laid_out(self.averaged[start : start + p.numel()], p)
+            p.data = averaged.clone(memory_format=torch.contiguous_format)

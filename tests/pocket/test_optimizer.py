@@ -70,3 +70,20 @@ def test_what_a_loss_does_not_meet_has_no_gradient(used: tuple[int, ...]):
     found = [weights.gradient[start : start + 12].unique().tolist() for start in (0, 64)]
     assert found == [[value] for value in expected]
     assert all(p.grad is None for p in model.values)
+
+
+def test_convolutions_keep_their_meaning_and_take_gradients_as_they_come():
+    conv = nn.Conv3d(4, 6, (3, 3, 2))
+    before, x = conv.weight.detach().clone(), torch.randn((2, 4, 5, 6, 7), generator=torch.Generator().manual_seed(8))
+    expected = conv(x).detach()
+    weights = weights_of(conv)
+    assert torch.equal(conv.weight, before) and conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert (conv(x) - expected).norm() <= 1e-5 * expected.norm()
+    conv(x).square().sum().backward()
+    gradient = conv.weight.grad.clone()  # type: ignore[union-attr]
+    weights.collect()
+    start = next(start for p, start in weights._places if p is conv.weight)
+    kept = weights.gradient[start : start + before.numel()].view(6, 3, 3, 2, 4).movedim(-1, 1)
+    assert torch.equal(kept, gradient) and gradient.norm() > 1
+    weights.finish()
+    assert conv.weight.is_contiguous() and torch.equal(conv.weight, before)

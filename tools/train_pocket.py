@@ -28,7 +28,6 @@ from wancore.pocket.training.schedule import STOPPED  # noqa: E402
 from wancore.pocket.training.stages import STAGES  # noqa: E402
 
 ALL = "all"
-TRIED = 4  # ways of a convolution that cuDNN measures: to prepare every one takes half a minute for the sizes of a VAE
 
 
 def run_all(args: argparse.Namespace) -> bool:
@@ -87,7 +86,7 @@ def main() -> None:
     if args.stages == [ALL]:
         sys.exit(0 if run_all(args) else STOPPED)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, TRIED
+    torch.backends.cudnn.benchmark = True
     deadline = time.monotonic() + 60 * args.minutes
     if args.wait and not sys.stdin.readline():
         sys.exit(STOPPED)

@@ -38,9 +38,9 @@ class Part:
 
 
 SCHEDULE: dict[str, Part] = {
-    "vae21": Part(seconds=190),
+    "vae21": Part(seconds=200),
     "text": Part(seconds=140),
-    "vae22": Part(lane=1, seconds=190),
+    "vae22": Part(lane=1, seconds=200),
     "compile_t2v": Part(seconds=60, light=True),
     "compile_i2v": Part(seconds=60, light=True),
     "compile_ti2v": Part(lane=1, seconds=50, light=True),
@@ -74,6 +74,8 @@ SCHEDULE: dict[str, Part] = {
     "vace_low": Part(("latents_vace", "t2v_low"), lane=1, seconds=110, after="compile_vace"),
     "animate": Part(("latents_animate",), lane=1, seconds=190, after="compile_animate"),
     "judge_world": Part(seconds=40, light=True),
+    "judge_vae21": Part(("vae21",), seconds=20),
+    "judge_vae22": Part(("vae22",), lane=1, seconds=20),
     "judge_t2v": Part(EXPERTS, seconds=40),
     "judge_4steps": Part(("lora_high", "lora_low"), seconds=20),
     "judge_i2v": Part(("i2v_high", "i2v_low"), seconds=20),

@@ -77,19 +77,23 @@ def train_text(plan: Plan) -> None:
 def train_vae(name: str, plan: Plan) -> None:
     """One of the VAEs."""
     scenes = draw_pool("vae", plan)
-    count = 2 if plan.smoke else HELD_OUT
-    held_out = data.draw_pool(count, plan.seed + 1, plan.device, held_out=True).scenes
     model = models.new_vae(VAES[name]).to(plan.device)
     train(vae.stage(model, scenes, plan), plan)
     path = models.save_weights(model, VAES[name], plan.out)
-    models.load_weights(model, VAES[name], plan.out)
-    rows = held_out.rows(torch.arange(count, device=plan.device))
+    print(f"{name}: {path.stat().st_size} bytes", flush=True)
+
+
+def judge_vae(stage: str, plan: Plan) -> None:
+    """Adds to the report what a VAE keeps of held-out clips."""
+    name, count = stage.removeprefix("judge_"), 2 if plan.smoke else HELD_OUT
+    rows = data.draw_pool(count, plan.seed + 1, plan.device, held_out=True).scenes
+    model = models.load_weights(models.new_vae(VAES[name]), VAES[name], plan.out).to(plan.device).requires_grad_(False)
     found = {}
     for size in vae.SIZES[:1] if plan.smoke else dict.fromkeys(vae.SIZES):
         found[f"{size}, mean dB"], found[f"{size}, worst dB"] = vae.psnr(model, rows, size)
     report.keep(name, {name: found}, plan.state, plan.out)
     spread = ", ".join(f"{value:.2f}" for value in vae.spread(model, rows, vae.SIZES[0]).sort().values.tolist())
-    print(f"{name}: {path.stat().st_size} bytes; {found}; deviations of the latents: {spread}", flush=True)
+    print(f"{stage}: {found}; deviations of the latents: {spread}", flush=True)
 
 
 def encode_clips(name: str, plan: Plan) -> None:
@@ -223,6 +227,7 @@ def judge_world(plan: Plan) -> None:
 DISTILLED = ("lora_high", "lora_low", family.SLOW.short)
 STAGES: dict[str, Callable[[Plan], None]] = {"text": train_text}
 STAGES |= {name: lambda plan, name=name: train_vae(name, plan) for name in VAES}
+STAGES |= {f"judge_{name}": lambda plan, name=f"judge_{name}": judge_vae(name, plan) for name in VAES}
 STAGES |= {name: lambda plan, name=name: encode_clips(name, plan) for name in LATENTS}
 STAGES |= {name: lambda plan, name=name: train_transformer(name, plan) for name in TRANSFORMERS}
 STAGES |= {name: lambda plan, name=name: train_lora(name, plan) for name in DISTILLED}

@@ -38,7 +38,6 @@ ABSOLUTE = 0.05  # weight of the absolute error
 OUTLINES = 0.1  # weight of the absolute error of the differences between neighbouring pixels
 MOUTHS = 0.35  # share of the clips in which things open and close
 PACE = (0.3, 2.6)  # how often they do, in times per second
-WHOLE = 1024  # frames to a chunk: clips are trained on in one piece
 
 
 def latent_shape(channels: int, size: Size, compression: int) -> tuple[int, int, int, int]:
@@ -49,14 +48,16 @@ def latent_shape(channels: int, size: Size, compression: int) -> tuple[int, int,
 def encode(vae: CausalVAE, clips: Tensor) -> Tensor:
     """Clips [B, 3, F, H, W] in -1..1 -> normalised latents, float32; frames after the last 4n + 1 are left out.
 
-    In one piece with the first frame, which `CausalVAE.encode` takes alone: half the kernels.
+    In one piece with the first frame, which `CausalVAE.encode` takes alone: half the kernels, and half the shapes for
+    which cuDNN prepares every way of every convolution.
     """
     return posterior(vae, clips[:, :, : 1 + (clips.shape[2] - 1) // 4 * 4], FrameCache())[0]
 
 
 def decode(vae: CausalVAE, latents: Tensor) -> Tensor:
-    """Normalised latents -> clips [B, 3, F, H, W] in -1..1."""
-    return vae.decode(vae.statistics.denormalise(latents), frames=WHOLE).clamp(-1, 1)
+    """Normalised latents -> clips [B, 3, F, H, W] in -1..1; in one piece, as `encode`."""
+    raw = vae.conv2(vae.statistics.denormalise(latents))
+    return vae.unfold(vae.decoder(raw, FrameCache())).clamp(-1, 1)
 
 
 class Statistics:

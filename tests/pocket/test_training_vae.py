@@ -16,13 +16,15 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("member", [family.VAE, family.VAE22], ids=lambda member: member.short)
 @pytest.mark.parametrize("frames", [1, 10])
-def test_clips_are_encoded_as_the_vae_encodes_them(member: family.Member, frames: int):
+def test_clips_are_encoded_and_decoded_as_the_vae_encodes_them(member: family.Member, frames: int):
     model = models.load_weights(models.new_vae(member), member).requires_grad_(False)
     clips = data.draw_clips(data.draw_pool(2, 8, CPU).scenes, data.Size(frames, 32, 48))
     expected = model.statistics.normalise(model.encode(clips))
     found = vae.encode(model, clips)
     assert found.shape == expected.shape
     assert (found - expected).norm() <= 1e-5 * expected.norm()
+    made = model.decode(model.statistics.denormalise(expected)).clamp(-1, 1)
+    assert (vae.decode(model, expected) - made).norm() <= 1e-5 * made.norm()
 
 
 def test_batches_of_one_size_lose_and_add_no_clip(tmp_path: Path):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .judge import MIN_PIXELS, dominant_color, regions, shape_of
+from .judge import MIN_PIXELS, dominant_thing, shape_of
 from .world import Scene
 
 INK = 0.3  # of a drawing's pixels, 0..1; its ground is black
@@ -60,13 +60,28 @@ def _path(masks: np.ndarray) -> Path:
 
 def path_of_thing(clip: np.ndarray) -> Path:
     """The path of the thing in a clip [F, H, W, 3] in 0..1."""
-    color = dominant_color(clip)
-    return _path(regions(clip, color) if color else np.zeros(clip.shape[:3], dtype=bool))
+    return _path(dominant_thing(clip)[1])
 
 
 def path_of_drawing(drawing: np.ndarray) -> Path:
     """The path of what is drawn on black, [F, H, W, 3] in 0..1."""
-    return _path(np.asarray(drawing).max(-1) > INK)
+    red, green, blue = np.moveaxis(np.asarray(drawing), -1, 0)
+    return _path(np.maximum(np.maximum(red, green), blue) > INK)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a clip shows of its thing."""
+
+    path: Path
+    color: str | None
+    shape: str | None
+
+    @classmethod
+    def by(cls, clip: np.ndarray) -> Shown:
+        """The thing in a clip [F, H, W, 3] in 0..1."""
+        color, mask = dominant_thing(clip)
+        return cls(_path(mask), color, shape_of(mask) if color else None)
 
 
 @dataclass(frozen=True)
@@ -82,12 +97,10 @@ class Led:
         """The thing of a scene led by a drawing [F, H, W, 3] in 0..1."""
         return cls(path_of_drawing(drawing), scene.things[0].color, scene.things[0].shape)
 
-    def obeyed(self, clip: np.ndarray) -> dict[str, bool]:
-        """Whether a clip [F, H, W, 3] in 0..1 has its path, colour and shape."""
-        color = dominant_color(clip)
-        shape = shape_of(regions(clip, color)) if color else None
+    def obeyed(self, shown: Shown) -> dict[str, bool]:
+        """Whether what a clip shows has its path, colour and shape."""
         return {
-            "path": path_of_thing(clip).follows(self.path),
-            "color": color == self.color,
-            "shape": shape == self.shape,
+            "path": shown.path.follows(self.path),
+            "color": shown.color == self.color,
+            "shape": shown.shape == self.shape,
         }

@@ -35,14 +35,16 @@ class Seen:
 
 
 def hues(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clip -> hue in radians and weight (0 where unsaturated), both [F, H, W]."""
-    clip = np.asarray(clip, dtype=np.float32)
-    top, low = clip.max(-1), clip.min(-1)
-    red, green, blue = np.moveaxis(clip, -1, 0)
-    hue = np.arctan2(np.sqrt(3.0) * (green - blue), 2 * red - green - blue)
+    """Clip -> hue in radians and weight, both 0 where it is unsaturated, [F, H, W]."""
+    red, green, blue = np.moveaxis(np.asarray(clip, dtype=np.float32), -1, 0)
+    top, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     chroma = top - low
     saturated = (chroma > CHROMA) & (chroma > SATURATION * top)
-    return hue, np.where(saturated, chroma, 0.0)
+    r, g, b = red[saturated], green[saturated], blue[saturated]  # angles are dear, and most pixels are ground
+    hue, weight = np.zeros_like(chroma), np.zeros_like(chroma)
+    hue[saturated] = np.arctan2(np.sqrt(3.0) * (g - b), 2 * r - g - b)
+    weight[saturated] = chroma[saturated]
+    return hue, weight
 
 
 def _hue_of(color: tuple[float, float, float]) -> float:
@@ -57,24 +59,43 @@ def _turn(a: np.ndarray | float, b: float) -> np.ndarray:
     return np.abs((np.asarray(a) - b + np.pi) % (2 * np.pi) - np.pi)
 
 
+def _nearest(hue: np.ndarray) -> np.ndarray:
+    """Hues [n] -> which of the colours each is nearest to."""
+    return np.argmin(np.stack([_turn(hue, angle) for angle in HUES.values()]), 0)
+
+
+def _of_color(hue: np.ndarray, mask: np.ndarray, color: str) -> np.ndarray:
+    """The part of a mask whose hues are nearest to the colour's."""
+    found = np.zeros_like(mask)
+    found[mask] = _nearest(hue[mask]) == list(HUES).index(color)
+    return found
+
+
+def _dominant(hue: np.ndarray, weight: np.ndarray) -> str | None:
+    mask = weight > 0
+    if np.count_nonzero(mask) < MIN_PIXELS:
+        return None
+    votes = np.bincount(_nearest(hue[mask]), weights=weight[mask], minlength=len(HUES))
+    return list(HUES)[int(votes.argmax())]
+
+
 def regions(clip: np.ndarray, color: str | None = None) -> np.ndarray:
     """Clip -> mask [F, H, W] of the saturated pixels; with `color`, of those nearest to its hue."""
     hue, weight = hues(clip)
     mask = weight > 0
-    if color is None:
-        return mask
-    nearest = np.argmin(np.stack([_turn(hue, angle) for angle in HUES.values()]), 0)
-    return mask & (nearest == list(HUES).index(color))
+    return mask if color is None else _of_color(hue, mask, color)
 
 
 def dominant_color(clip: np.ndarray) -> str | None:
     """The colour whose hue most of the saturated pixels are nearest to."""
+    return _dominant(*hues(clip))
+
+
+def dominant_thing(clip: np.ndarray) -> tuple[str | None, np.ndarray]:
+    """Clip -> that colour and the mask [F, H, W] of what has it."""
     hue, weight = hues(clip)
-    if np.count_nonzero(weight) < MIN_PIXELS:
-        return None
-    nearest = np.argmin(np.stack([_turn(hue, angle) for angle in HUES.values()]), 0)
-    votes = np.bincount(nearest.ravel(), weights=weight.ravel(), minlength=len(HUES))
-    return list(HUES)[int(votes.argmax())]
+    color, mask = _dominant(hue, weight), weight > 0
+    return color, np.zeros_like(mask) if color is None else _of_color(hue, mask, color)
 
 
 def _main_region(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -157,10 +178,12 @@ def lit_from_below(clip: np.ndarray) -> float:
 
 def judge(clip: np.ndarray, color: str | None = None) -> Seen:
     """Measures the thing in a clip [F, H, W, 3]; with `color`, the thing of that colour among several."""
-    seen = color or dominant_color(clip)
+    hue, weight = hues(clip)
+    mask, seen = weight > 0, color or _dominant(hue, weight)
     if seen is None:
         return Seen(None, None, None)
-    mask = regions(clip, color) if color else regions(clip)
+    if color:
+        mask = _of_color(hue, mask, color)
     if np.count_nonzero(mask) < MIN_PIXELS:
         return Seen(None, None, None)
     return Seen(seen, shape_of(mask), direction_of(mask))

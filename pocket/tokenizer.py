@@ -6,6 +6,7 @@ Ids as in UMT5: pad 0, </s> 1, <unk> 2. Bytes stand in for what the vocabulary l
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterable
 
 import sentencepiece
@@ -28,10 +29,15 @@ def example_sentences() -> Iterable[str]:
 
 
 def train_tokenizer(sentences: Iterable[str], vocabulary: int) -> torch.Tensor:
-    """sentences -> serialized sentencepiece model as the uint8 tensor that text encoder files call `spiece_model`."""
-    model = io.BytesIO()
+    """sentences -> serialized sentencepiece model as the uint8 tensor that text encoder files call `spiece_model`.
+
+    It is trained on their words and how often each comes: a piece never spans two of them, and a minute or two of
+    sentencepiece 0.2.2's time over whole sentences become milliseconds.
+    """
+    model, words = io.BytesIO(), Counter(word for sentence in sentences for word in sentence.split())
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
+        sentence_iterator=(f"{word}\t{count}" for word, count in words.items()),
+        input_format="tsv",
         model_writer=model,
         vocab_size=vocabulary,
         model_type="unigram",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from wancore.pocket import drawings, models, world
 from wancore.pocket.captions import caption
-from wancore.pocket.following import Led
+from wancore.pocket.following import Led, Shown
 from wancore.pocket.training import led, led_stages
 from wancore.pocket.training.loop import Plan
 
@@ -24,4 +24,4 @@ def asked(count: int, seed: int = 0) -> tuple[list[world.Scene], list[str], led.
 
 def answers(scenes: list[world.Scene], paths: np.ndarray, clips: np.ndarray) -> dict[str, float]:
     leds = [Led.by(one, scene) for one, scene in zip(paths, scenes, strict=True)]
-    return led.share_of([one.obeyed(clip) for one, clip in zip(leds, clips, strict=True)])
+    return led.share_of([one.obeyed(Shown.by(clip)) for one, clip in zip(leds, clips, strict=True)])

@@ -9,10 +9,13 @@ the same is run again. --smoke runs a few steps of each stage on any machine.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of each stage: several compile side by side
 
 import torch
 from pack import import_pack
@@ -38,6 +41,9 @@ def run_all(args: argparse.Namespace) -> bool:
         return [*fixed, "--out", str(args.out), "--state", str(args.state), *seeds, *more]
 
     devices, deadline = args.device.split(","), began + 60 * args.minutes
+    if args.beside is None:  # not asked of a stage: its process must not use the GPU before it has forked
+        on_gpu = devices[0].startswith("cuda")
+        args.beside = schedule.room(torch.cuda.get_device_properties(devices[0]).total_memory if on_gpu else None)
     done = schedule.run(command, devices, args.state, deadline, args.beside)
     if done:
         report.keep("how", {"how": _how(args, devices)}, args.state, args.out)
@@ -70,7 +76,7 @@ def main() -> None:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="of all: one, or two, as in cuda:0,cuda:1",
     )
-    parser.add_argument("--beside", type=int, default=2, help="stages at a time on each device, of all")
+    parser.add_argument("--beside", type=int, default=None, help="stages at a time on each device, of all")
     parser.add_argument("--wait", action="store_true", help="begin when a line comes in")
     parser.add_argument("--seed", type=int, default=22)
     parser.add_argument("--seeds", type=int, default=3, help="noises to judge each prompt with")

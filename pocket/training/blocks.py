@@ -43,6 +43,11 @@ def block_step(
     def linear(name: str, y: Tensor) -> Tensor:
         return F.linear(y, weights[f"{name}.weight"].to(y), weights[f"{name}.bias"].to(y))
 
+    def at_once(layer: str, names: str, y: Tensor) -> tuple[Tensor, ...]:
+        """Several products of y as one: of small matrices one costs as much as three, and so do its gradients."""
+        weight, bias = (torch.cat([weights[f"{layer}.{name}.{part}"] for name in names]) for part in ("weight", "bias"))
+        return F.linear(y, weight.to(y), bias.to(y)).chunk(len(names), dim=-1)
+
     def normed(name: str, y: Tensor) -> Tensor:
         wide = y.float()
         return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weights[f"{name}.weight"].float()
@@ -68,14 +73,16 @@ def block_step(
     modulation = rows + weights["modulation"].float().unsqueeze(1)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(2)
     y = modulated(x, shift1, scale1)
-    q, k = (turned(normed(f"self_attn.norm_{name}", linear(f"self_attn.{name}", y))) for name in "qk")
-    v = linear("self_attn.v", y).unflatten(2, (heads, -1))
+    q, k, v = at_once("self_attn", "qkv", y)
+    q, k = turned(normed("self_attn.norm_q", q)), turned(normed("self_attn.norm_k", k))
+    v = v.unflatten(2, (heads, -1))
     y = F.scaled_dot_product_attention(split(q), split(k), split(v)).transpose(1, 2).flatten(2)
     x = (x + linear("self_attn.o", y) * spread(gate1)).to(x.dtype)
     y = F.layer_norm(x.float(), x.shape[-1:], weights["norm3.weight"].float(), weights["norm3.bias"].float(), eps)
     q = normed("cross_attn.norm_q", linear("cross_attn.q", y.to(x.dtype)))
-    k = normed("cross_attn.norm_k", linear("cross_attn.k", context))
-    q, k, v = (split(t.unflatten(2, (heads, -1))) for t in (q, k, linear("cross_attn.v", context)))
+    k, v = at_once("cross_attn", "kv", context)
+    k = normed("cross_attn.norm_k", k)
+    q, k, v = (split(t.unflatten(2, (heads, -1))) for t in (q, k, v))
     share = ((q @ k.mT).float() * q.shape[-1] ** -0.5 + scores).softmax(-1).to(x.dtype)
     x = x + linear("cross_attn.o", (share @ v).transpose(1, 2).flatten(2))
     y = modulated(x, shift2, scale2)

@@ -55,13 +55,18 @@ def paths_for(scenes: Sheet, seed: int) -> Paths:
     return Paths(*(torch.from_numpy(value).to(device) for value in vars(drawn).values()))
 
 
+def per_batch(size: Size, pixels: int = PIXELS) -> int:
+    """How many clips of a size are encoded at once."""
+    return max(1, pixels // (size.frames * size.height * size.width))
+
+
 def batches(scenes: Sheet, size: Size, seed: int, *, pixels: int = PIXELS) -> Iterator[Batch]:
     """Cuts scenes into batches of clips of one size."""
     count, device = len(scenes.pan), scenes.pan.device
     paths, others = paths_for(scenes, seed), paths_for(scenes, seed + 1)
     chance = torch.from_numpy(np.random.default_rng((seed, 8)).uniform(size=count).astype(np.float32)).to(device)
     times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
-    step = max(1, pixels // (size.frames * size.height * size.width))
+    step = per_batch(size, pixels)
     for start in range(0, count, step):
         some = slice(start, start + step)
         places = paths.rows(some).at(times, torch)
@@ -75,7 +80,8 @@ def encode_pool(vae: CausalVAE, pool: Pool, sizes: Sizes, plan: Plan, seed: int,
     vae = vae.to(fast)
     found, start = [], 0
     for number, (size, share) in enumerate(sizes):
-        stop = start + (2 if plan.smoke else len(pool) * share // sum(share for _, share in sizes))
+        whole = len(pool) * share // sum(share for _, share in sizes)
+        stop = start + (2 if plan.smoke else whole - whole % per_batch(size))  # full batches: cuDNN prepares each shape
         some = slice(start, stop)
         parts = [encode_batch(vae, batch) for batch in batches(pool.scenes.rows(some), size, seed * 10 + number)]
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -19,7 +19,7 @@ from ...wan_core.transformer import WanTransformer
 from ...wan_core.vae.causal import CausalVAE
 from .. import drawings, family, models
 from ..captions import caption
-from ..following import Led
+from ..following import Led, Shown
 from ..world import Scene, Sheet, sheet
 from . import animate, data, flow, led, report, sampling, text, vace
 from .loop import Plan, train
@@ -201,9 +201,11 @@ def judge(name: str, plan: Plan) -> None:
     for seed in range(plan.seeds):
         stage = Stage(drawn(scenes, plan, 7000 + seed), texts, told, autoencoder, seed, plan)
         for kind, (clips, paths) in FILMS[name](stage).items():
-            for against, shown in (("", paths), (", path of another", np.roll(paths, 1, 0))):
-                leds = [Led.by(one, scene) for one, scene in zip(shown, scenes, strict=True)]
-                scores = led.share_of([one.obeyed(clip) for one, clip in zip(leds, clips, strict=True)])
+            leds = [Led.by(one, scene) for one, scene in zip(paths, scenes, strict=True)]
+            others = [replace(one, path=other.path) for one, other in zip(leds, leds[-1:] + leds[:-1], strict=True)]
+            shown = [Shown.by(clip) for clip in clips]
+            for against, asked in (("", leds), (", path of another", others)):
+                scores = led.share_of([one.obeyed(clip) for one, clip in zip(asked, shown, strict=True)])
                 found.setdefault(f"{short}, {kind}{against}", {})[f"seed {seed}"] = scores
                 print(f"{name}: {kind}{against}, seed {seed}: {scores}", flush=True)
             if seed == 0 and kind in SHOWN:

@@ -21,6 +21,7 @@ from .optimizer import Weights
 WARM_UP = 200  # steps in which the learning rate rises
 DECAY = 0.02  # last learning rate, as a share of the highest
 REPORT_EVERY = 200  # steps
+TURNS = 16  # steps in which every set of input shapes comes
 FEW = 40  # scenes that --smoke draws
 
 
@@ -92,7 +93,7 @@ class Steps:
         inputs = self._stage.batch(step)
         self._weights.share.fill_(share)
         if self._device.type != "cuda" or not self._stage.recorded:
-            return self._compute(inputs)
+            return self.compute(inputs)
         shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self._recorded:
             self._recorded[shapes] = self._record(tuple(tensor.clone() for tensor in inputs))
@@ -102,11 +103,12 @@ class Steps:
         graph.replay()
         return loss
 
-    def _compute(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        self._weights.gradient.zero_()
+    def compute(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """One step, not recorded; returns the loss."""
         with torch.device(self._device):  # small tables are made where they are used: a recording allows no copies
             loss = self._stage.loss(*inputs)
         loss.backward()
+        self._weights.collect()
         self._weights.update()
         return loss.detach()
 
@@ -116,13 +118,32 @@ class Steps:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self._compute(inputs)
+                self.compute(inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            loss = self._compute(inputs)
+            loss = self.compute(inputs)
         self._weights.restore(before)
         return graph, inputs, loss
+
+
+def weights_of(stage: Stage, plan: Plan) -> Weights:
+    """The weights that a stage trains, in the form in which it trains them."""
+    low = stage.low_precision and plan.device.type == "cuda"
+    dtype = torch.bfloat16 if low else torch.float32
+    return Weights(stage.model, stage.rate, stage.matrix_rate, stage.matrices, dtype)
+
+
+def rehearse(stage: Stage, plan: Plan) -> int:
+    """Computes one step of each set of input shapes, and with it what is compiled for them; returns their number."""
+    steps, seen = Steps(stage, weights_of(stage, plan), plan.device), set()
+    for step in range(1 if plan.smoke else TURNS):
+        inputs = stage.batch(step)
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if shapes not in seen:
+            seen.add(shapes)
+            steps.compute(inputs)
+    return len(seen)
 
 
 def train(stage: Stage, plan: Plan) -> None:
@@ -132,13 +153,7 @@ def train(stage: Stage, plan: Plan) -> None:
         StoppedError: the deadline came first; the state is kept.
     """
     steps = 3 if plan.smoke else stage.steps
-    weights = Weights(
-        stage.model,
-        stage.rate,
-        stage.matrix_rate,
-        stage.matrices,
-        torch.bfloat16 if stage.low_precision and plan.device.type == "cuda" else torch.float32,
-    )
+    weights = weights_of(stage, plan)
     first = _resume(stage, plan, weights)
     steps_of = Steps(stage, weights, plan.device)
     began, total, reported = time.monotonic(), torch.zeros((), device=plan.device), first

@@ -151,9 +151,10 @@ def encode_speakers(vae: CausalVAE, ears: Ears, pool: Speakers, plan: Plan) -> l
     fast = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     vae, found, start = vae.to(fast), [], 0
     for number, kind in enumerate(KINDS):
-        stop = start + len(pool) * kind.share // sum(each.share for each in KINDS)
+        count = len(pool) * kind.share // sum(each.share for each in KINDS)
         whole = kind.size.frames + (MOTION_FRAMES if kind.going_on else -LEAD_IN)
         step = max(1, 12_000_000 // (whole * kind.size.height * kind.size.width))
+        stop = start + count - count % step  # full batches: cuDNN prepares each shape
         if plan.smoke:
             stop, step = start + 1, 1
         parts: list[tuple[Tensor, ...]] = []

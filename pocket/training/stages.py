@@ -13,13 +13,30 @@ from safetensors.torch import load_file, save_file
 from ...wan_core.tasks import I2V_A14B, T2V_A14B, TI2V_5B, Task
 from ...wan_core.text.tokenizer import Tokenizer
 from .. import family, models, storage
-from . import data, distill, distill_5b, flow, led_stages, looks, report, sampling, sound_stages, text, vae
+from . import (
+    data,
+    distill,
+    distill_5b,
+    flow,
+    led_stages,
+    looks,
+    rehearsal,
+    report,
+    sampling,
+    sound_stages,
+    text,
+    vae,
+)
 from .loop import Plan, train
 from .low_rank import LowRank, merge
 
-TRUNK = "t2v_both"  # trained on all sigmas: what the experts, and TI2V, begin with
+TRUNKS = {"t2v_both": family.T2V_LOW, "i2v_both": family.I2V_LOW}  # trained on all sigmas, kept for others
+BEGINS_WITH = {  # the trunk whose weights a transformer goes on from
+    **dict.fromkeys(("t2v_high", "t2v_low", "ti2v"), "t2v_both"),
+    **dict.fromkeys(("i2v_high", "i2v_low"), "i2v_both"),
+}
 TRANSFORMERS = {m.short: m for m in (family.T2V_HIGH, family.T2V_LOW, family.I2V_HIGH, family.I2V_LOW, family.TI2V)}
-TRANSFORMERS[TRUNK] = family.T2V_LOW
+TRANSFORMERS |= TRUNKS
 VAES = {member.short: member for member in (family.VAE, family.VAE22)}
 HELD_OUT = 64  # scenes that a VAE is measured with
 SCENES = {"text": 60_000, "vae": 60_000, "lora": 20_000, "slow": 8_000, "style": 6_000}
@@ -53,8 +70,8 @@ LATENTS = {
     "latents_5b": Clips(family.VAE22, flow.SIZES_5B, 16_000, 3),
 }
 LEARN_FROM = {
-    **dict.fromkeys((TRUNK, "t2v_high", "t2v_low"), ("latents_a", "latents_b")),
-    **dict.fromkeys(("i2v_high", "i2v_low"), ("latents_i2v",)),
+    **dict.fromkeys(("t2v_both", "t2v_high", "t2v_low"), ("latents_a", "latents_b")),
+    **dict.fromkeys(("i2v_both", "i2v_high", "i2v_low"), ("latents_i2v",)),
     "ti2v": ("latents_5b",),
 }
 
@@ -81,19 +98,23 @@ def train_text(plan: Plan) -> None:
 def train_vae(name: str, plan: Plan) -> None:
     """One of the VAEs."""
     scenes = draw_pool("vae", plan)
-    count = 2 if plan.smoke else HELD_OUT
-    held_out = data.draw_pool(count, plan.seed + 1, plan.device, held_out=True).scenes
     model = models.new_vae(VAES[name]).to(plan.device)
     train(vae.stage(model, scenes, plan), plan)
     path = models.save_weights(model, VAES[name], plan.out)
-    models.load_weights(model, VAES[name], plan.out)
-    rows = held_out.rows(torch.arange(count, device=plan.device))
+    print(f"{name}: {path.stat().st_size} bytes", flush=True)
+
+
+def judge_vae(stage: str, plan: Plan) -> None:
+    """Adds to the report what a VAE keeps of held-out clips."""
+    name, count = stage.removeprefix("judge_"), 2 if plan.smoke else HELD_OUT
+    rows = data.draw_pool(count, plan.seed + 1, plan.device, held_out=True).scenes
+    model = models.load_weights(models.new_vae(VAES[name]), VAES[name], plan.out).to(plan.device).requires_grad_(False)
     found = {}
     for size in vae.SIZES[:1] if plan.smoke else dict.fromkeys(vae.SIZES):
         found[f"{size}, mean dB"], found[f"{size}, worst dB"] = vae.psnr(model, rows, size)
     report.keep(name, {name: found}, plan.state, plan.out)
     spread = ", ".join(f"{value:.2f}" for value in vae.spread(model, rows, vae.SIZES[0]).sort().values.tolist())
-    print(f"{name}: {path.stat().st_size} bytes; {found}; deviations of the latents: {spread}", flush=True)
+    print(f"{stage}: {found}; deviations of the latents: {spread}", flush=True)
 
 
 def encode_clips(name: str, plan: Plan) -> None:
@@ -130,12 +151,12 @@ def train_transformer(name: str, plan: Plan) -> None:
     negative = text.negative_ids(models.load_tokenizer(plan.out), plan.device)
     torch.manual_seed(plan.seed)
     model = models.new_transformer(member)
-    if (trunk := plan.state / f"{TRUNK}.safetensors").is_file():
-        flow.begin_from(model, load_file(trunk))
+    if name in BEGINS_WITH:
+        flow.begin_from(model, load_file(plan.state / f"{BEGINS_WITH[name]}.safetensors"))
     model.to(plan.device)
     train(flow.stage(recipe, model, encoder, negative, latents, plan), plan)
-    if name == TRUNK:
-        save_file({key: value.cpu() for key, value in model.state_dict().items()}, plan.state / f"{TRUNK}.safetensors")
+    if name in TRUNKS:
+        save_file({key: value.cpu() for key, value in model.state_dict().items()}, plan.state / f"{name}.safetensors")
     else:
         models.save_weights(model, member, plan.out)
 
@@ -241,6 +262,7 @@ def judge_world(plan: Plan) -> None:
 DISTILLED = ("lora_high", "lora_low", family.SLOW.short)
 STAGES: dict[str, Callable[[Plan], None]] = {"text": train_text}
 STAGES |= {name: lambda plan, name=name: train_vae(name, plan) for name in VAES}
+STAGES |= {f"judge_{name}": lambda plan, name=f"judge_{name}": judge_vae(name, plan) for name in VAES}
 STAGES |= {name: lambda plan, name=name: encode_clips(name, plan) for name in LATENTS}
 STAGES |= {name: lambda plan, name=name: train_transformer(name, plan) for name in TRANSFORMERS}
 STAGES |= {name: lambda plan, name=name: train_lora(name, plan) for name in DISTILLED}
@@ -249,4 +271,5 @@ STAGES |= sound_stages.STAGES
 STAGES[family.FASTWAN.short] = train_lora_5b
 STAGES |= {name: lambda plan, name=name: judge(name, plan) for name in JUDGED_AS}
 STAGES |= led_stages.STAGES
+STAGES |= rehearsal.STAGES
 STAGES["judge_world"] = judge_world

@@ -27,6 +27,7 @@ STEPS = 8000
 RATE = 2e-3
 BATCH = 512
 RUNS, RUN = 4, 4  # runs of stray tokens put into a text, and tokens to a run
+CORE = ("shape 1", "color 1", "direction 1")
 WORDLESS = 0.04  # share of the texts that are only stray tokens
 COMMON_WORDS = (
     "a an the this that which who it its there here is are was be has with without and or but while as when then into "
@@ -128,13 +129,17 @@ def stage(reader: Reader, pool: Pool, tokenizer: Tokenizer, plan: Plan) -> Stage
 def accuracy(reader: Reader, tokenizer: Tokenizer, plan: Plan, count: int = 1024) -> float:
     """Share of the core attributes that the heads read right from held-out prompts, all tokens voting."""
     rng = np.random.default_rng(plan.seed + 1)
-    right = total = 0
-    names = list(ATTRIBUTES)
-    for _ in range(4 if plan.smoke else count):
-        text = caption(draw_scene(rng, held_out=True, pairs=0.0), rng, held_out=True, complete=True)
-        ids = torch.tensor([tokenizer.encode(text.text)], device=plan.device)
-        for name, scores in zip(names, reader(ids), strict=True):
-            if name in ("shape 1", "color 1", "direction 1"):
-                right += int(scores.mean(1).argmax(-1).item() == text.told[name])
-                total += 1
-    return right / total
+    texts = [
+        caption(draw_scene(rng, held_out=True, pairs=0.0), rng, held_out=True, complete=True)
+        for _ in range(4 if plan.smoke else count)
+    ]
+    rows = [tokenizer.encode(text.text) for text in texts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], device=plan.device)
+    real = (ids != PAD).unsqueeze(-1)
+    told = dict(zip(ATTRIBUTES, reader(ids), strict=True))
+    right = []
+    for name in CORE:
+        found = (told[name] * real).sum(1).argmax(-1).tolist()
+        right += [value == text.told[name] for value, text in zip(found, texts, strict=True)]
+    return float(np.mean(right))

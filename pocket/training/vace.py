@@ -27,7 +27,7 @@ from .loop import Plan, Stage
 
 KINDS = {"depth": 0.35, "outline": 0.3, "box": 0.2, "text": 0.15}  # shares of the clips
 RECIPES = {
-    expert: Recipe(f"vace_{expert}", VACE_FUN_A14B, expert, SIZES, salt=10 + number, steps=10_000)
+    expert: Recipe(f"vace_{expert}", VACE_FUN_A14B, expert, SIZES, salt=10 + number, steps=6_700)
     for number, expert in enumerate(("high", "low"))
 }
 PARTS = ("vace_patch_embedding.", "vace_blocks.")

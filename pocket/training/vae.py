@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...wan_core.vae.causal import CausalVAE, ChannelNorm, FrameCache
 from ...wan_core.vae.latents import LatentStatistics
@@ -39,7 +38,6 @@ ABSOLUTE = 0.05  # weight of the absolute error
 OUTLINES = 0.1  # weight of the absolute error of the differences between neighbouring pixels
 MOUTHS = 0.35  # share of the clips in which things open and close
 PACE = (0.3, 2.6)  # how often they do, in times per second
-WHOLE = 1024  # frames to a chunk: clips are trained on in one piece
 
 
 def latent_shape(channels: int, size: Size, compression: int) -> tuple[int, int, int, int]:
@@ -48,13 +46,18 @@ def latent_shape(channels: int, size: Size, compression: int) -> tuple[int, int,
 
 
 def encode(vae: CausalVAE, clips: Tensor) -> Tensor:
-    """Clips [B, 3, F, H, W] in -1..1 -> normalised latents."""
-    return vae.statistics.normalise(vae.encode(clips, frames=WHOLE))
+    """Clips [B, 3, F, H, W] in -1..1 -> normalised latents, float32; frames after the last 4n + 1 are left out.
+
+    In one piece with the first frame, which `CausalVAE.encode` takes alone: half the kernels, and half the shapes for
+    which cuDNN prepares every way of every convolution.
+    """
+    return posterior(vae, clips[:, :, : 1 + (clips.shape[2] - 1) // 4 * 4], FrameCache())[0]
 
 
 def decode(vae: CausalVAE, latents: Tensor) -> Tensor:
-    """Normalised latents -> clips [B, 3, F, H, W] in -1..1."""
-    return vae.decode(vae.statistics.denormalise(latents), frames=WHOLE).clamp(-1, 1)
+    """Normalised latents -> clips [B, 3, F, H, W] in -1..1; in one piece, as `encode`."""
+    raw = vae.conv2(vae.statistics.denormalise(latents))
+    return vae.unfold(vae.decoder(raw, FrameCache())).clamp(-1, 1)
 
 
 class Statistics:
@@ -75,9 +78,9 @@ class Statistics:
         return latent * self._std + self._mean
 
 
-def posterior(vae: CausalVAE, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Clips -> mean of the normalised latents, and the logarithm of their variance."""
-    mean, log_variance = vae.conv1(vae.encoder(vae.fold(clips), FrameCache())).float().chunk(2, dim=1)
+def posterior(vae: CausalVAE, clips: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
+    """Clips -> mean of the normalised latents, and the logarithm of their variance; `cache` is a new one."""
+    mean, log_variance = vae.conv1(vae.encoder(vae.fold(clips), cache)).float().chunk(2, dim=1)
     return vae.statistics.normalise(mean), log_variance.clamp(-12, 4)
 
 
@@ -86,22 +89,26 @@ def outlines(clips: Tensor) -> tuple[Tensor, Tensor]:
     return clips[..., 1:] - clips[..., :-1], clips[..., 1:, :] - clips[..., :-1, :]
 
 
-def norm_of(layer: ChannelNorm) -> Callable[[Tensor], Tensor]:
-    """The same norm as one kernel."""
+def silu_of(layer: ChannelNorm) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What stands before every convolution of a block, in one kernel where it has a gradient."""
+    from .norm_silu import NormSilu  # needs Triton, which is there where a GPU is
 
-    def forward(x: Tensor) -> Tensor:
-        return _compiled_norm()(x, layer.gamma)
+    def silu(x: Tensor, past: Tensor | None) -> Tensor:
+        if past is not None or not torch.is_grad_enabled():
+            return ChannelNorm.silu(layer, x, past)
+        return NormSilu.apply(x, layer.gamma)
 
-    return forward
+    return silu
 
 
-@cache
-def _compiled_norm() -> Callable[[Tensor, Tensor], Tensor]:
-    def norm(x: Tensor, gamma: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * gamma.shape[0] ** 0.5 * gamma.to(x)
+class OneChunk(FrameCache):
+    """Of clips in one piece, with gradients: no layer meets them again, so none keeps copies.
 
-    torch._dynamo.config.cache_size_limit = 64
-    return torch.compile(norm, dynamic=True)
+    Without gradients a kernel may cut a clip into pieces, and needs them.
+    """
+
+    def keep(self, layer: nn.Module, frames: Tensor) -> None:
+        """Nothing."""
 
 
 def draw_openings(count: int, frames: int, random: torch.Generator) -> Tensor:
@@ -126,7 +133,7 @@ def stage(vae: CausalVAE, pool: Pool, plan: Plan) -> Stage:
     fast = torch.bfloat16 if cuda else torch.float32
     for layer in vae.modules() if cuda else ():
         if isinstance(layer, ChannelNorm):
-            layer.forward = norm_of(layer)  # type: ignore[method-assign]
+            layer.silu = silu_of(layer)  # type: ignore[method-assign]
 
     def batch(step: int) -> tuple[Tensor, ...]:
         random = plan.generator(step + channels * 10_000_000)
@@ -141,10 +148,10 @@ def stage(vae: CausalVAE, pool: Pool, plan: Plan) -> Stage:
         return clips, torch.randn(shape, generator=random, device=plan.device)
 
     def loss(clips: Tensor, noise: Tensor) -> Tensor:
-        mean, log_variance = posterior(vae, clips.to(fast))
+        mean, log_variance = posterior(vae, clips.to(fast), OneChunk())
         latents = mean + (0.5 * log_variance).exp() * noise
         raw = vae.conv2(vae.statistics.denormalise(latents).to(fast))
-        made = vae.unfold(vae.decoder(raw, FrameCache())).float()
+        made = vae.unfold(vae.decoder(raw, OneChunk())).float()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         lines = sum(F.l1_loss(*pair) for pair in zip(outlines(made), outlines(clips), strict=True))
         errors = (made - clips).square().flatten(1).mean(1)

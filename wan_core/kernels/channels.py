@@ -63,11 +63,18 @@ def norm_silu(x: Tensor, gamma: Tensor, past: Tensor | None, *, least: float) ->
     history = 0 if past is None else past.shape[2]
     shape = (*x.shape[:2], history + x.shape[2], *x.shape[3:])
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-    if past is not None:
-        out[:, :, :history] = past
+    if past is None:
+        _run(_as_one(x), gamma, _as_one(out), border=0, least=least)
+        return out
+    out[:, :, :history] = past
     for sample in range(len(x)):
         _run(x[sample], gamma, out[sample, :, history:], border=0, least=least)
     return out
+
+
+def _as_one(x: Tensor) -> Tensor:
+    """Clips [B, C, F, H, W] with channels last -> [C, B * F, H, W] in the same memory."""
+    return x.transpose(0, 1).view(x.shape[1], -1, *x.shape[3:])
 
 
 def bordered_norm_silu(x: Tensor, gamma: Tensor, past: Tensor | None, missing: int, *, least: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...wan_core.adapters.s2v import MOTION_FRAMES
 from ...wan_core.tasks import TI2V_5B
 from .. import family, models
-from . import animate, distill, flow, led, looks, sound, sound_clips, sound_model, vace
+from . import animate, distill, distill_5b, flow, led, looks, sound, sound_clips, sound_model, vace
 from .data import CAPTIONS, TOKENS
 from .loop import Plan, Stage, rehearse
 from .low_rank import LowRank
@@ -100,6 +100,21 @@ def of_lora(plan: Plan, given: MadeUp) -> Stage:
     return distill.stage("lora_high", model, pairs, "high", segments, plan)
 
 
+def of_lora_5b(plan: Plan, given: MadeUp) -> Stage:
+    """That of the 5B's 4-step LoRA."""
+    model = models.new_transformer(family.TI2V).to(plan.device).requires_grad_(False)
+    segments = [
+        distill_5b.Segments(
+            given.noise(distill.STUDENT.steps + 1, *latent_shape(TI2V_5B.latent_channels, size, 16)),
+            given.noise(TOKENS, family.TEXT_DIM),
+            torch.zeros(CLIPS, dtype=torch.bool, device=plan.device),
+        )
+        for size, _ in distill_5b.SIZES
+    ]
+    pairs = LowRank(model, family.FASTWAN.rank).to(plan.device)
+    return distill_5b.stage(family.FASTWAN.short, model, pairs, segments, plan)
+
+
 def of_style(plan: Plan, given: MadeUp) -> Stage:
     """That of the style LoRAs."""
     model = models.new_transformer(family.T2V_HIGH).to(plan.device).requires_grad_(False)
@@ -116,6 +131,7 @@ MAKERS: dict[str, Callable[[Plan, MadeUp], Stage]] = {
     "compile_vace": of_vace,
     "compile_animate": of_animate,
     "compile_lora": of_lora,
+    "compile_lora5b": of_lora_5b,
     "compile_style": of_style,
 }
 

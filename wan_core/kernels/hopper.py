@@ -14,8 +14,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from .fused import accepts as takes_rows
+
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-TOKENS, HEAD = 424, 128  # of the comparison: the last tile is not full
+HEAD = 128  # values of a head
+TOKENS = 424  # of the comparison: the last tile is not full
 
 
 @gluon.jit
@@ -25,6 +28,17 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
     for place in gl.static_range(COUNT):
         mbarrier.init(ring.index(place), ARRIVALS)
     return ring
+
+
+def takes(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
+    """True on a GPU for q, k and v [B, L, heads * 128] in half precision, without gradients."""
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.dtype == k.dtype == v.dtype
+        and q.shape[2] == heads * HEAD
+        and takes_rows(q, k, v)
+    )
 
 
 def agrees(name: str, device: torch.device, run: Attention, reference: Attention, near: float) -> bool:

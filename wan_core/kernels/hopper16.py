@@ -31,12 +31,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import eager, hopper
-from .fused import accepts as takes_rows
-from .hopper import barriers
+from .hopper import HEAD, barriers
 
 NAME = "hopper"
 NEAR = 0.01  # from the reference, relative: what rounding to bfloat16 makes of it, four times
-HEAD, KEYS = 128, 128  # values of a head; keys of a tile
+KEYS = 128  # of a tile
 QUERIES, WORKERS, STAGES = 64, 3, 2  # of a warpgroup; warpgroups that compute; tiles of keys and of values on their way
 
 LOG_E = gl.constexpr(1.4426950408889634)
@@ -166,15 +165,7 @@ def _attention_kernel(
 
 def accepts(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     """True on Hopper for contiguous q, k and v [B, L, heads * 128] in half precision, without gradients."""
-    return (
-        q.is_cuda
-        and torch.cuda.get_device_capability(q.device) == (9, 0)
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and q.dtype == k.dtype == v.dtype
-        and q.shape[2] == heads * HEAD
-        and all(x.is_contiguous() for x in (q, k, v))
-        and takes_rows(q, k, v)
-    )
+    return all(x.is_contiguous() for x in (q, k, v)) and hopper.takes(q, k, v, heads) and works(q.device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

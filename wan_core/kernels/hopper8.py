@@ -30,12 +30,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import attention8, hopper
 from .attention8 import BLOCK
-from .fused import accepts as takes_rows
-from .hopper import barriers
+from .hopper import HEAD, barriers
 from .rounding import Rounded, rounded
 
 NAME = "hopper, 8 bits"
-HEAD = 128  # values of a head
 QUERIES, WORKERS, STAGES = 64, 3, 4  # of a warpgroup; warpgroups that compute; tiles of keys and values on their way
 NEAR = 0.02  # from the reference, relative: probabilities that round to a neighbour
 
@@ -171,15 +169,7 @@ def _attention_kernel(
 
 def accepts(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     """True on Hopper for q, k and v [B, L, heads * 128] of one length in half precision, without gradients."""
-    return (
-        q.is_cuda
-        and q.shape == k.shape == v.shape
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and q.dtype == k.dtype == v.dtype
-        and q.shape[2] == heads * HEAD
-        and takes_rows(q, k, v)
-        and works(q.device)
-    )
+    return q.shape == k.shape == v.shape and hopper.takes(q, k, v, heads) and works(q.device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from ...wan_core.errors import InputError, WrongModelError
 from ...wan_core.tasks import FLF2V_21, I2V_21, I2V_A14B
+from .clip_vision import CLIP_OUTPUT
 from .facts import ModelFacts
 from .images import CONCAT_LATENT
 from .latents import EMPTY_SIZES
@@ -35,8 +36,7 @@ CONDITIONS = (
     Condition("face_video_pixels", "a face video", ("face_adapter",), "Animate-14B"),
     Condition("pose_video_latent", "a pose video", ("face_adapter", "patch_embedding_pose"), "Animate-14B"),
 )
-FROM_PICTURES = tuple(task.id for task in (I2V_A14B, I2V_21, FLF2V_21))
-PICTURE_VALUES = (CONCAT_LATENT, "clip_vision_output")
+FROM_PICTURES = (I2V_A14B.id, I2V_21.id, FLF2V_21.id)
 PICTURES = {  # latents that stand beside the noise
     1: ("pictures beside the noise", "I2V-A14B, Fun-A14B-InP or Fun-A14B-Control-Camera"),
     2: ("a Fun Control clip", "Fun-A14B-Control or Fun-5B-Control"),
@@ -66,7 +66,7 @@ def _check_pictures(network: Any, given: int, title: str, where: str) -> None:
         raise _refusal(what, models, title, where)
 
 
-def check_picture(model: Any, conditionings: Sequence[Any], facts: ModelFacts) -> None:
+def check_picture(facts: ModelFacts, conditionings: Sequence[Any]) -> None:
     """Makes sure that a model made to start from a picture gets one; without, it would draw for minutes from nothing.
 
     Fun InP, whose tensors are those of I2V, can do without: its name tells it apart.
@@ -74,12 +74,10 @@ def check_picture(model: Any, conditionings: Sequence[Any], facts: ModelFacts) -
     Raises:
         InputError: no conditioning holds a picture.
     """
-    network = model.model.diffusion_model
-    named = Path(facts.path or "").name.lower()
-    if network.in_dim - network.out_dim != network.out_dim + MASK_CHANNELS or facts.task.id not in FROM_PICTURES:
+    if facts.task.id not in FROM_PICTURES or "inp" in Path(facts.path or "").name.lower():
         return
     given = (values for conditioning in conditionings for _, values in conditioning)
-    if "inp" in named or any(values.get(name) is not None for values in given for name in PICTURE_VALUES):
+    if any(values.get(name) is not None for values in given for name in (CONCAT_LATENT, CLIP_OUTPUT)):
         return
     raise InputError(
         f"{facts.task.title} starts from a picture, and gets none",

@@ -212,7 +212,7 @@ def _check_conditions(pair: Pair, positive: Any, negative: Any) -> None:
     """Makes sure that the prompts' pictures, sounds and control clips are this model's: see fitting.py."""
     where = pair.facts.path or "high"
     check_conditions(pair.high, (positive, negative), title=pair.facts.task.title, where=where)
-    check_picture(pair.high, (positive, negative), pair.facts)
+    check_picture(pair.facts, (positive, negative))
 
 
 def sample(

@@ -34,6 +34,19 @@ class Size:
         """Tokens of the transformer: 4 x 16 x 16 to one."""
         return ((self.frames - 1) // 4 + 1) * (self.height // 16) * (self.width // 16)
 
+    def clips_within(self, pixels: int) -> int:
+        """How many clips have so many pixels, at least one."""
+        return max(1, pixels // (self.frames * self.height * self.width))
+
+    def axes(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Times, rows and columns as `render` takes them, on a device."""
+        times, rows, columns = axes(self.frames, self.height, self.width)
+        return (
+            torch.from_numpy(times).to(device),
+            torch.from_numpy(rows).to(device),
+            torch.from_numpy(columns).to(device),
+        )
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -128,15 +141,18 @@ def draw_pool(
     )
 
 
+def in_turn(shares: Sequence[int], step: int) -> int:
+    """Which of several kinds a step takes: each as often as its share, mixed; 7 must not divide the sum of shares."""
+    turns = [index for index, share in enumerate(shares) for _ in range(share)]
+    return turns[step * 7 % len(turns)]
+
+
 def draw_clips(scenes: Sheet, size: Size, openings: Tensor | None = None, paths: Tensor | None = None) -> Tensor:
     """Scenes on a device -> clips [B, 3, F, H, W] in -1..1, float32; `openings` and `paths` as in `render`."""
-    device = scenes.pan.device
-    times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
-    return render(scenes, times, rows, columns, torch, openings, paths).permute(0, 4, 1, 2, 3) * 2 - 1
+    return render(scenes, *size.axes(scenes.pan.device), torch, openings, paths).permute(0, 4, 1, 2, 3) * 2 - 1
 
 
 def draw_first(scenes: Sheet, size: Size) -> Tensor:
     """The first frames of those clips, [B, 3, 1, H, W] in -1..1, float32."""
-    device = scenes.pan.device
-    times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
+    times, rows, columns = size.axes(scenes.pan.device)
     return render(scenes, times[:1], rows, columns, torch).permute(0, 4, 1, 2, 3) * 2 - 1

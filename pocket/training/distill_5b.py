@@ -16,7 +16,7 @@ from ...wan_core.conditioning import Conditioning
 from ...wan_core.tasks import TI2V_5B
 from ...wan_core.transformer import WanTransformer
 from .blocks import training_hooks
-from .data import CAPTIONS, Pool, Size, draw_first
+from .data import CAPTIONS, Pool, Size, draw_first, in_turn
 from .distill import STUDENT, TEACHER
 from .flow import SIZES_5B, embed
 from .loop import Plan, Stage
@@ -78,11 +78,11 @@ def stage(name: str, model: WanTransformer, pairs: LowRank, segments: list[Segme
     sigmas = STUDENT.sigmas(TI2V_5B).to(plan.device)
     hooks = training_hooks(model, plan.device, pairs.weights)
     fast = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
-    turns = [index for index, (_, share) in enumerate(SIZES) for _ in range(share)]
+    shares = [share for _, share in SIZES]
 
     def batch(step: int) -> tuple[Tensor, ...]:
         random = plan.generator(step + SALT * 10_000_000)
-        index = turns[step * 7 % len(turns)]  # 7 and 16 share no factor: all turns come, mixed
+        index = in_turn(shares, step)
         clips = segments[index]
         count = 2 if plan.smoke else clips_of(SIZES[index][0], BATCH_TOKENS)
         rows = torch.randint(len(clips.text), (count,), generator=random, device=plan.device)

@@ -23,7 +23,7 @@ from ...wan_core.text.umt5 import UMT5Encoder
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.vae.causal import CausalVAE
 from .blocks import training_hooks
-from .data import Pool, Size, draw_clips
+from .data import Pool, Size, draw_clips, in_turn
 from .loop import Plan, Stage
 from .low_rank import LowRank
 from .vae import encode
@@ -137,7 +137,7 @@ def encode_pool(
     found, start = [], 0
     for size, share in sizes:
         stop = start + len(pool) * share // sum(share for _, share in sizes)
-        step = max(1, batch_pixels // (size.frames * size.height * size.width))
+        step = size.clips_within(batch_pixels)
         if plan.smoke:
             stop, step = start + 2, 2
         parts, firsts = [], []
@@ -246,12 +246,12 @@ def stage(
     hooks = training_hooks(model, plan.device, pairs and pairs.weights)
     fast = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     texts = Texts(encoder, latents, negative, fast)
-    turns = [index for index, (_, share) in enumerate(recipe.sizes) for _ in range(share)]
+    shares = [share for _, share in recipe.sizes]
     tokens_of = [part.values.shape[2] * (part.values.shape[3] // 2) * (part.values.shape[4] // 2) for part in latents]
 
     def batch(step: int) -> tuple[Tensor, ...]:
         random = plan.generator(step + recipe.salt * 10_000_000)
-        index = turns[step * 7 % len(turns)]  # 7 and 16 share no factor: all turns come, mixed
+        index = in_turn(shares, step)
         clips = latents[index]
         count = 2 if plan.smoke else max(4, recipe.tokens // tokens_of[index])
         rows = torch.randint(len(clips.ids), (count,), generator=random, device=plan.device)

@@ -20,8 +20,8 @@ from ...wan_core.tasks import Task
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.vae.causal import CausalVAE
 from ..drawings import Paths, draw_paths
-from ..world import Sheet, axes
-from .data import Pool, Size
+from ..world import Sheet
+from .data import Pool, Size, in_turn
 from .flow import Latents, Recipe, Sizes, Texts, draw_sigmas
 from .loop import Plan
 from .sampling import Settings
@@ -55,18 +55,13 @@ def paths_for(scenes: Sheet, seed: int) -> Paths:
     return Paths(*(torch.from_numpy(value).to(device) for value in vars(drawn).values()))
 
 
-def per_batch(size: Size, pixels: int = PIXELS) -> int:
-    """How many clips of a size are encoded at once."""
-    return max(1, pixels // (size.frames * size.height * size.width))
-
-
 def batches(scenes: Sheet, size: Size, seed: int, *, pixels: int = PIXELS) -> Iterator[Batch]:
     """Cuts scenes into batches of clips of one size."""
     count, device = len(scenes.pan), scenes.pan.device
     paths, others = paths_for(scenes, seed), paths_for(scenes, seed + 1)
     chance = torch.from_numpy(np.random.default_rng((seed, 8)).uniform(size=count).astype(np.float32)).to(device)
-    times, rows, columns = (torch.from_numpy(axis).to(device) for axis in axes(size.frames, size.height, size.width))
-    step = per_batch(size, pixels)
+    times, rows, columns = size.axes(device)
+    step = size.clips_within(pixels)
     for start in range(0, count, step):
         some = slice(start, start + step)
         places = paths.rows(some).at(times, torch)
@@ -81,7 +76,8 @@ def encode_pool(vae: CausalVAE, pool: Pool, sizes: Sizes, plan: Plan, seed: int,
     found, start = [], 0
     for number, (size, share) in enumerate(sizes):
         whole = len(pool) * share // sum(share for _, share in sizes)
-        stop = start + (2 if plan.smoke else whole - whole % per_batch(size))  # full batches: cuDNN prepares each shape
+        whole -= whole % size.clips_within(PIXELS)  # full batches: cuDNN prepares each shape
+        stop = start + (2 if plan.smoke else whole)
         some = slice(start, stop)
         parts = [encode_batch(vae, batch) for batch in batches(pool.scenes.rows(some), size, seed * 10 + number)]
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -142,12 +138,12 @@ class Drawn:
 
 def drawer(found: Encoded, recipe: Recipe, plan: Plan, texts: Texts) -> Callable[[int], Drawn]:
     """Draws the batch of a step: sizes by their shares in turn, as many clips as make the recipe's tokens."""
-    turns = [index for index, (_, share) in enumerate(recipe.sizes) for _ in range(share)]
+    shares = [share for _, share in recipe.sizes]
     tokens_of = [part["values"].shape[2] * part["values"].shape[3] * part["values"].shape[4] // 4 for part in found]
 
     def draw(step: int) -> Drawn:
         random = plan.generator(step + recipe.salt * 10_000_000)
-        index = turns[step * 7 % len(turns)]
+        index = in_turn(shares, step)
         clips = found[index]
         count = 2 if plan.smoke else max(4, recipe.tokens // tokens_of[index])
         rows = torch.randint(len(clips["ids"]), (count,), generator=random, device=plan.device)

@@ -13,6 +13,7 @@ from ...wan_core.tasks import S2V_14B
 from ...wan_core.text.umt5 import UMT5Encoder
 from ...wan_core.transformer import WanTransformer
 from .blocks import training_hooks
+from .data import in_turn
 from .flow import Recipe, Texts, draw_sigmas
 from .hearing import layers_heard
 from .loop import Plan, Stage
@@ -31,12 +32,12 @@ def stage(
     lighten(model, plan.device)
     fast = torch.bfloat16 if plan.device.type == "cuda" else torch.float32
     texts = Texts(encoder, latents, negative, fast)  # type: ignore[arg-type]
-    turns = [index for index, kind in enumerate(KINDS) for _ in range(kind.share)]
+    shares = [kind.share for kind in KINDS]
     heard = torch.tensor(layers_heard(), device=plan.device)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         random = plan.generator(step + RECIPE.salt * 10_000_000)
-        index = turns[step * 7 % len(turns)]
+        index = in_turn(shares, step)
         clips = latents[index]
         count = 2 if plan.smoke else max(4, RECIPE.tokens // KINDS[index].tokens)
         rows = torch.randint(len(clips.ids), (count,), generator=random, device=plan.device)

@@ -140,7 +140,7 @@ def stage(vae: CausalVAE, pool: Pool, plan: Plan) -> Stage:
         early = step < EARLY * STEPS[channels]
         sizes, pixels = (EARLY_SIZES, EARLY_PIXELS) if early else (SIZES, PIXELS)
         size = Size(5, 32, 32) if plan.smoke else sizes[step % len(sizes)]
-        count = 2 if plan.smoke else max(1, pixels // (size.frames * size.height * size.width))
+        count = 2 if plan.smoke else size.clips_within(pixels)
         rows = torch.randint(len(pool), (count,), generator=random, device=plan.device)
         shape = (count, *latent_shape(channels, size, vae.compression))
         openings = draw_openings(count, size.frames, random)

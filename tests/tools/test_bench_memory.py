@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from wancore.tools.benchmark.memory import cases, graphs, report
+from wancore.tools.benchmark.memory import cases, graphs, least_ram, report
 from wancore.wan_core.weights import inspect
 
 from ..core.hollow_files import Nothing
@@ -67,3 +67,9 @@ def test_peaks_are_those_between_two_times() -> None:
     assert report.peak(changes, 1.5, 2.5) == 5.0
     assert report.peak(changes, 2.5, 9.0) == 5.0  # what was there when it began
     assert report.peak(changes, 3.5, 9.0) == 1.0
+
+
+def test_the_least_ram_is_found_to_its_grain() -> None:
+    least, tries = least_ram.search(lambda size: "" if size >= 3 * cases.GIB else "killed for memory")
+    assert 3 * cases.GIB <= least <= 3 * cases.GIB / (1 - least_ram.GRAIN)
+    assert {problem for size, problem in tries if size < 3} == {"killed for memory"}

@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ....pocket.models import load_spiece
-from . import balloon, cases, files, graphs, ram, report
+from . import balloon, cases, files, graphs, least_ram, ram, report
 from .balloon import Send
 from .cases import Card, Clip, Model
 
@@ -50,6 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--together", action="store_true", help="all engines in one process, for times alone")
     parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no case is started")
     parser.add_argument("--least", nargs="*", metavar="PHASE", help="bisect the least VRAM of these phases (none: all)")
+    parser.add_argument("--least-ram", action="store_true", help="bisect the least RAM of whole runs on these cards")
     parser.add_argument("--only-files", action="store_true", help="write the files and end")
     return parser.parse_args(arguments)
 
@@ -72,6 +74,8 @@ def main(arguments: list[str]) -> int:
         if options.steps:
             clip = Clip(clip.name, clip.width, clip.height, clip.frames, options.steps, clip.cfg)
         cards = [Card("CPU", None, None)] if options.smoke else cases.cards(options.cards, options.rates)
+        if options.least_ram:
+            return bisect_ram(models, clip, cards, base, options)
         groups = [options.engines] if options.together else [[engine] for engine in options.engines]
         for card, (name, model), engines in product(cards, models.items(), groups):
             if time.monotonic() - began > options.limit:
@@ -184,6 +188,28 @@ def bisect(base: Path, options: argparse.Namespace) -> int:
     file = options.output / "orders.json"
     file.write_text(json.dumps(orders), encoding="utf-8")
     return subprocess.call([sys.executable, str(TOOL), "--least-child", str(file)], preexec_fn=_end_with_parent)
+
+
+def bisect_ram(models: dict[str, Model], clip: Clip, cards: list[Card], base: Path, options: argparse.Namespace) -> int:
+    """The least RAM of one cold run of each model on each card, by our graph; least_ram.json."""
+    options.runs, rows = 1, []
+    (engine, *_) = options.engines
+    for card, (name, model) in product(cards, models.items()):
+        row: dict[str, Any] = {"model": name, "clip": clip.name, "card": card.name, "engine": engine}
+        row["planned"] = least_ram.planned(model, clip, base)
+        print(f"{card.name}: {engine} {name} {clip.name}, planned {row['planned'] / cases.GIB:.2f} GiB", flush=True)
+
+        def attempt(limit: int, model: Model = model, card: Card = card) -> str:
+            found = run([engine], model, clip, replace(card, ram=limit), base, options)[engine]
+            if not found["limited"]:
+                raise SystemExit("This process may not make control groups, so that RAM cannot be limited.")
+            problems = [entry["problem"] for entry in found["runs"]] or ["it did not come to a run"]
+            return str(found.get("died") or problems[0])
+
+        row["least"], row["tries"] = least_ram.search(attempt)
+        rows.append(row)
+        least_ram.write(rows, options.output)
+    return 0
 
 
 def _end_with_parent() -> None:

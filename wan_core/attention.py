@@ -8,6 +8,7 @@ sums; lossy ones never enter by themselves. A host's choice (`Hooks.attention`) 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,11 @@ except ImportError:  # no Triton, or one without Gluon
     hopper8 = hopper16 = None
 
 PROBE_TOKENS = 8192  # longest sequence of a probe: kernels keep their order above it
-PROBE_RUNS = 3
+PROBE_ROUNDS = 4
+PROBE_CALLS = 2
+AHEAD_CYCLES = 4_000_000  # of the GPU: some 2 ms
+WARM_SECONDS = 0.05
+NEAR = 1.3  # times the fastest: slower ones are out when it is warm
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def choose(place: Place, kernels: tuple[Kernel, ...] = KERNELS) -> Kernel:
         raise LookupError(f"no attention kernel of {[kernel.name for kernel in kernels]} takes {place}")
     if len(fitting) == 1 or place.device.type != "cuda":
         return fitting[0]
-    return min(fitting, key=partial(_probe, place))
+    return _fastest(place, fitting)
 
 
 def _fit(place: Place, kernels: tuple[Kernel, ...]) -> list[Kernel]:
@@ -147,27 +152,61 @@ def _fit(place: Place, kernels: tuple[Kernel, ...]) -> list[Kernel]:
     return [kernel for kernel in fitting if kernel.works(place.device)]
 
 
-def _probe(place: Place, kernel: Kernel) -> float:
-    """Median milliseconds of one call on random data; infinite where the kernel fails here after all."""
+def _fastest(place: Place, kernels: list[Kernel]) -> Kernel:
+    """By the least time of a few rounds, in which those that are near the fastest take turns.
+
+    All are compiled and loaded before, and the GPU works for a while first: an idle one needs some hundredths of a
+    second before its clock is what it is in a run.
+    """
+    call = _call(place)
+    working = [kernel for kernel in kernels if _works(kernel, call)]
+    first: list[float] = []
+    began = time.perf_counter()
+    while len(working) > 1 and time.perf_counter() - began < WARM_SECONDS:
+        first = [call(kernel) for kernel in working]
+    if first:
+        working = [kernel for kernel, taken in zip(working, first, strict=True) if taken < NEAR * min(first)]
+    if len(working) < 2:
+        return working[0] if working else TORCH
+    rounds = [[call(kernel) for kernel in working] for _ in range(PROBE_ROUNDS)]
+    least = [min(times) for times in zip(*rounds, strict=True)]
+    return working[least.index(min(least))]
+
+
+def _call(place: Place) -> Callable[[Kernel], float]:
+    """What runs a kernel a few times on random data and returns milliseconds.
+
+    The GPU waits before, so that all calls are in its queue when the first one begins: starting a kernel takes the CPU
+    longer or shorter, and in a run it is ahead of the GPU.
+    """
     width = place.heads * place.head_dim
     generator = torch.Generator(place.device).manual_seed(0)  # its own: the run's noise stays as it is
     about: dict[str, Any] = {"device": place.device, "dtype": place.dtype, "generator": generator}
     q = torch.randn(1, place.queries, width, **about)
     k, v = torch.randn(2, 1, place.keys, width, **about).unbind(0)
-    times = []
-    try:
-        for _ in range(1 + PROBE_RUNS):  # the first one compiles and loads
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+
+    def call(kernel: Kernel) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(AHEAD_CYCLES)
+        start.record()
+        for _ in range(PROBE_CALLS):
             kernel.run(q, k, v, place.heads)
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return call
+
+
+def _works(kernel: Kernel, call: Callable[[Kernel], float]) -> bool:
+    """Calls it for the first time; False where it fails here after all."""
+    try:
+        call(kernel)
     except Exception as error:  # noqa: BLE001  (a broken optional package must not stop a run that torch can do)
         logging.info("attention kernel %s does not work here: %s", kernel.name, error)
         _REFUSED[kernel.name] = (str(error).splitlines() or [type(error).__name__])[0]
-        return float("inf")
-    return sorted(times[1:])[PROBE_RUNS // 2]
+        return False
+    return True
 
 
 _CHOSEN: dict[Place, Kernel] = {}
@@ -187,7 +226,7 @@ def _agreed(place: Place) -> Kernel | None:
     """The kernel that another process took, where it works in this one."""
     for kernel in _fit(place, KERNELS):
         if kernel.name == _AGREED.get(str(place)):
-            works = place.device.type != "cuda" or _probe(place, kernel) < float("inf")
+            works = place.device.type != "cuda" or _works(kernel, _call(place))
             return kernel if works else None
     return None
 

@@ -27,6 +27,31 @@ def test_the_first_kernel_that_is_there_and_accepts_the_place_is_taken():
         choose(place, (narrow,))
 
 
+def test_the_fastest_of_a_warm_gpu_is_taken(monkeypatch):
+    """An idle GPU is slow for a while, which must not count against what is tried then; what fails is left out."""
+    milliseconds = {"slow": 9.0, "fast": 2.0, "near": 2.1}
+    calls = []
+
+    def call(kernel: Kernel) -> float:
+        calls.append(kernel.name)
+        if kernel.name == "broken":
+            raise RuntimeError("no such program")
+        return milliseconds[kernel.name] * (5 if len(calls) < 12 else 1)
+
+    monkeypatch.setattr(module, "_call", lambda place: call)
+    clock = iter(range(1000))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock) * module.WARM_SECONDS / 8)
+    place = Place(torch.device("cuda"), torch.bfloat16, 128)
+    names = ("broken", "slow", "fast", "near")
+    assert module._fastest(place, [Kernel(name, attention) for name in names]).name == "fast"
+    assert "broken: no such program" in module.refused()
+    rounds = calls[-2 * module.PROBE_ROUNDS :]
+    assert rounds == ["fast", "near"] * module.PROBE_ROUNDS  # in turns, without those that are far behind
+    module._REFUSED.pop("broken")
+    assert module._fastest(place, [Kernel("broken", attention)]) is TORCH
+    module._REFUSED.pop("broken")
+
+
 @pytest.mark.parametrize(
     ("name", "least"), [("hopper", 8192), ("flash-attention-4", 8192), ("cudnn", 2048), ("flash", 1), ("torch", 1)]
 )

@@ -34,6 +34,7 @@ from ...wan_core.weights.pairing import require
 from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
 from .branches import keep_quantised
 from .ops import wan_operations
+from .pins import in_free_ram_only, size_of
 from .quantised import UNMARKED, native_form
 from .reading import LOGICAL_DTYPE, files_of, read_tensors
 from .soundness import check_answer, check_small
@@ -81,7 +82,8 @@ class HostedUMT5(UMT5Encoder):
         layer = intermediate_output
         if layer is not None and layer < 0:
             layer += self.num_layers
-        hidden, kept = self.encode(x, attention_mask, layer=layer)
+        with in_free_ram_only(size_of(self.encoder)):
+            hidden, kept = self.encode(x, attention_mask, layer=layer)
         check_answer(hidden, self, self.where, tokens=embeds)
         if kept is not None and final_layer_norm_intermediate:
             kept = self.encoder.final_layer_norm(kept)

@@ -99,9 +99,13 @@ class Latents:
 def save_latents(latents: list[Latents], path: Path) -> None:
     """Keeps encoded clips, so that all transformers of a VAE find them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = {f"values.{index}": part.values for index, part in enumerate(latents)}
+    named = {f"values.{index}": part.values.contiguous() for index, part in enumerate(latents)}
     named |= {f"ids.{index}": part.ids for index, part in enumerate(latents)}
-    named |= {f"pictures.{index}": part.pictures for index, part in enumerate(latents) if part.pictures is not None}
+    named |= {
+        f"pictures.{index}": part.pictures.contiguous()
+        for index, part in enumerate(latents)
+        if part.pictures is not None
+    }
     save_file(named, path)
 
 

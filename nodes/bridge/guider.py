@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...wan_core.sampling.experts import ExpertSwitch
 from .joining import JoiningExpert, Options, forget_run, load
+from .pins import make_room
 
 
 class DualExpertGuider(comfy.samplers.CFGGuider):
@@ -65,6 +66,7 @@ class DualExpertGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         run_args = (noise, latent_image, sampler, sigmas, *args)
         starts = (sigmas[:-1] >= self.boundary).tolist()
+        make_room([guider.model_patcher for guider in (self, self.other) if guider is not None])
         try:
             if self.other is None or not starts or all(starts):
                 return super().sample(*run_args, **kwargs)

@@ -1,9 +1,15 @@
-"""Whose weights keep a pinned copy in RAM, from which they reach the GPU at the link's full rate."""
+"""Whose weights keep a pinned copy in RAM, from which they reach the GPU at the link's full rate.
+
+A machine with 32 GB holds both experts in 8 bits, but not the text encoder besides, which runs once a prompt. ComfyUI
+gives copies up when RAM runs short, those of the model that ran last first, and reads that part of the file again in
+the next run: seconds at every switch of experts. So the text encoder is the one that gives way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.memory_management
 import comfy.model_management as management
@@ -11,6 +17,7 @@ import psutil
 import torch
 
 LEAST_FREE = 2 * 2**30  # bytes of RAM that ComfyUI leaves free beside pinned copies
+HYSTERESIS = 2**29  # bytes that it frees more where it has to free
 
 
 def size_of(module: torch.nn.Module) -> int:
@@ -20,13 +27,9 @@ def size_of(module: torch.nn.Module) -> int:
 
 @contextmanager
 def in_free_ram_only(size: int) -> Iterator[None]:
-    """Pins nothing new within it where `size` bytes would not fit beside the copies that others have.
-
-    ComfyUI gives up the copies of the model that sampled last, first, and reads that part of its file again in the
-    next run: seconds on a machine whose RAM holds both experts and not the text encoder, too, which runs once a prompt.
-    """
-    reserve = max(getattr(comfy.memory_management, "RAM_CACHE_HEADROOM", 0) / 2, LEAST_FREE)
-    if management.args.disable_pinned_memory or psutil.virtual_memory().available - reserve >= size:
+    """Pins nothing new within it where `size` bytes would not fit beside the copies that others have."""
+    free = psutil.virtual_memory().available - max(_headroom() / 2, LEAST_FREE)
+    if management.args.disable_pinned_memory or free >= size:
         yield
         return
     management.args.disable_pinned_memory = True  # read at every copy that would be made
@@ -34,3 +37,32 @@ def in_free_ram_only(size: int) -> Iterator[None]:
         yield
     finally:
         management.args.disable_pinned_memory = False
+
+
+def make_room(models: Sequence[Any]) -> int:
+    """Gives up copies of other models that keep those of these MODELs from fitting; returns how many bytes.
+
+    What they lack is counted as if all of it was to be copied, and what ComfyUI frees again behind every node as taken.
+    """
+    own = [model for model in models if _is_dynamic(model)]
+    if not own or management.args.disable_pinned_memory:
+        return 0
+    lacking = sum(max(0, model.model_size() - model.loaded_ram_size()) for model in own)
+    short = lacking + max(_headroom(), LEAST_FREE) + HYSTERESIS - psutil.virtual_memory().available
+    freed = 0
+    for other in management.loaded_models():
+        if freed >= short:
+            break
+        if _is_dynamic(other) and all(other.model is not model.model for model in own):
+            freed += other.partially_unload_ram(short - freed)
+    return freed
+
+
+def _headroom() -> float:
+    """Bytes of RAM that ComfyUI keeps free behind every node."""
+    return getattr(comfy.memory_management, "RAM_CACHE_HEADROOM", 0)
+
+
+def _is_dynamic(model: Any) -> bool:
+    """True for a patcher of Dynamic VRAM: others keep no copies."""
+    return bool(getattr(model, "is_dynamic", bool)()) and hasattr(model, "loaded_ram_size")

@@ -1,4 +1,4 @@
-"""Pinned copies in RAM: a text encoder takes none from the experts."""
+"""Pinned copies in RAM: a text encoder takes none from the experts, and gives its own up for them."""
 
 from __future__ import annotations
 
@@ -34,3 +34,48 @@ def test_what_the_user_switched_off_stays_off(monkeypatch: pytest.MonkeyPatch) -
 def test_size_is_that_in_the_file() -> None:
     layer = torch.nn.Linear(8, 4, dtype=torch.bfloat16)
     assert pins.size_of(layer) == 2 * (32 + 4)
+
+
+class Loaded:
+    """A patcher of Dynamic VRAM as far as pinned copies go."""
+
+    def __init__(self, size: int, pinned: int) -> None:
+        self.model, self.size, self.pinned = object(), size, pinned
+
+    def is_dynamic(self) -> bool:
+        return True
+
+    def model_size(self) -> int:
+        return self.size
+
+    def loaded_ram_size(self) -> int:
+        return self.pinned
+
+    def partially_unload_ram(self, wanted: int) -> int:
+        freed = min(self.pinned, wanted)
+        self.pinned -= freed
+        return freed
+
+
+@pytest.mark.parametrize(
+    ("ram", "kept"),
+    [(64, 4.3), (33, 2.4), (32, 1.4), (24, 0.0)],
+)
+def test_the_text_encoder_gives_way_to_the_experts(monkeypatch: pytest.MonkeyPatch, ram: int, kept: float) -> None:
+    encoder, high, low = Loaded(int(4.3 * GIB), int(4.3 * GIB)), Loaded(int(13.5 * GIB), 0), Loaded(int(13.5 * GIB), 0)
+    low.pinned = GIB  # of a run before, which must not be given up
+    used = GIB + encoder.pinned + low.pinned
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=ram * GIB - used))
+    monkeypatch.setattr(pins.management.args, "disable_pinned_memory", False)
+    monkeypatch.setattr(pins.management, "loaded_models", lambda: [low, high, encoder])
+    monkeypatch.setattr(pins.comfy.memory_management, "RAM_CACHE_HEADROOM", GIB, raising=False)
+    freed = pins.make_room([high, low])
+    assert encoder.pinned == pytest.approx(kept * GIB, rel=0.1, abs=GIB / 10)
+    assert freed == int(4.3 * GIB) - encoder.pinned and low.pinned == GIB
+
+
+def test_plain_patchers_have_no_copies_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pins.make_room([SimpleNamespace(model=None)]) == 0
+    monkeypatch.setattr(pins.management, "loaded_models", lambda: [SimpleNamespace(model=None)])
+    monkeypatch.setattr(pins.management.args, "disable_pinned_memory", False)
+    assert pins.make_room([Loaded(2**60, 0)]) == 0

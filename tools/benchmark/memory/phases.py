@@ -45,6 +45,8 @@ class Phase:
     ram: float = 0.0  # GiB of this process's own memory at its end
     sent: float = 0.0  # GB over the link
     rate: float = 0.0  # GB/s of it
+    disk: float = 0.0  # GB read from the disk
+    pinned: list[float] = field(default_factory=list)  # GiB of each loaded model's copies in RAM, at its end
     vram: float = 0.0  # GiB of the card in use at most, filled in by the parent
 
 
@@ -70,7 +72,7 @@ class Watch:
         self.end()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        self.phases.append(Phase(name, time.time()))
+        self.phases.append(Phase(name, time.time(), disk=ram.read()))
 
     def end(self) -> None:
         if not self.phases or self.phases[-1].stop:
@@ -80,6 +82,7 @@ class Watch:
             torch.cuda.synchronize()
             phase.allocated = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         phase.stop, phase.ram = time.time(), round(ram.own() / 2**30, 2)
+        phase.disk, phase.pinned = round((ram.read() - phase.disk) / 1e9, 2), ram.pinned()
         if self.link is not None:
             sent = self.link.take()
             phase.sent, phase.rate = round(sent.bytes / 1e9, 3), round(sent.rate, 2)
@@ -100,7 +103,7 @@ class Watch:
             marks[name] = time.time()
 
         def apply_model(model: Any, *args: Any, **kwargs: Any) -> Any:
-            start, sent = time.time(), 0 if self.link is None else self.link.count
+            start, disk, sent = time.time(), ram.read(), 0 if self.link is None else self.link.count
             blocks = getattr(model.diffusion_model, "blocks", None)
             hooks = []
             if blocks is not None:
@@ -119,6 +122,7 @@ class Watch:
                     "blocks": marks["last"] - marks["first"] if hooks else 0.0,
                     "sent": sent / 1e9,
                     "ram": ram.own() / 2**30,
+                    "disk": (ram.read() - disk) / 1e9,
                 }
             )
             return out

@@ -58,6 +58,23 @@ def status(name: str) -> int:
     return 0
 
 
+def read() -> int:
+    """Bytes that this process has had from the disk so far; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), 0)
+
+
+def pinned() -> list[float]:
+    """GiB of pinned copies of each loaded model, in the order in which ComfyUI gives them up: last used, first."""
+    import comfy.model_management as management
+
+    patchers = [patcher for patcher in management.loaded_models() if hasattr(patcher, "pinned_memory_size")]
+    return [round(patcher.pinned_memory_size() / 2**30, 2) for patcher in patchers]
+
+
 def group_peak(group: Path | None) -> int:
     """The most that the group held, pages of files among it."""
     try:

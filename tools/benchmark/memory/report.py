@@ -49,11 +49,12 @@ def line(row: Row) -> str:
         parts.append(text + (f", FAILED {entry['problem']}" if entry["problem"] else ""))
         parts.extend(
             f"  {phase['name']}: {phase['stop'] - phase['start']:.2f} s, VRAM {phase['vram']}, torch "
-            f"{phase['allocated']}, RAM {phase['ram']}, sent {phase['sent']} GB at {phase['rate']} GB/s"
+            f"{phase['allocated']}, RAM {phase['ram']}, sent {phase['sent']} GB at {phase['rate']} GB/s, "
+            f"from the disk {phase['disk']} GB, pinned {phase['pinned']} GiB"
             for phase in entry["phases"]
         )
-        sent = [round(forward["sent"], 2) for forward in entry["forwards"]]
-        parts.append(f"  sent per forward, GB: {sent}")
+        sent, disk = ([round(forward[what], 2) for forward in entry["forwards"]] for what in ("sent", "disk"))
+        parts.append(f"  per forward, GB: sent {sent}, from the disk {disk}")
     tail = f"RAM peak {row.get('ram_group', 0):.1f} GiB" + (f", DIED: {row['died']}" if row.get("died") else "")
     return "\n  ".join([name, *parts, tail])
 

@@ -148,7 +148,7 @@ class Working:
     decode: float
 
 
-VAE_WORKING = {8: Working(7600.0, 9400.0), 16: Working(4500.0, 9400.0)}  # by pixels to a latent row
+VAE_WORKING = {8: Working(6100.0, 7400.0), 16: Working(4500.0, 7400.0)}  # by pixels to a latent row
 
 
 def vae(checkpoint: Checkpoint, clip: Clip, *, encode: bool) -> Iterator[Phase]:
@@ -206,7 +206,10 @@ def least_ram(found: tuple[Phase, ...]) -> float:
 
 
 def transfer(checkpoint: Checkpoint, clip: Clip, vram: float) -> float:
-    """Bytes that go to the GPU in each forward from the second on, with so many bytes of the card free at the start."""
+    """Bytes that go to the GPU in each forward from the second on, with so many bytes of the card free at the start.
+
+    In the first one all of them go there but those that still lie there.
+    """
     weights = Weights.of(checkpoint)
     room = vram - sampling(checkpoint, clip).vram - SPARE
     return max(0.0, weights.streamed - max(0.0, room))

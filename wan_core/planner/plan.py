@@ -8,6 +8,7 @@ from ..weights import Checkpoint
 from . import memory, pace
 from .memory import GIB, Clip, Phase, Weights
 
+WAITED = 0.7  # share of its transfers that the first forward of an expert waits for; measured: 0.3 to 0.9
 UNKNOWN = pace.Rates(100.0, None, 100.0, 1000.0)  # a card without rates: only what was measured on it counts
 
 
@@ -32,6 +33,7 @@ class Run:
     vae: Checkpoint | None = None
     encodes: bool = False  # whether a picture or clip goes through the VAE first
     forwards: tuple[int, int] = (0, 0)  # of the high and the low expert
+    there: tuple[float, float] = (0.0, 0.0)  # bytes of each that lie on the GPU when the run begins
 
     @property
     def experts(self) -> tuple[Checkpoint, ...]:
@@ -94,7 +96,7 @@ def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
     if forward is not None:
         # a block's weights travel while the one before computes; what takes longer decides
         forward = max(forward, sent / machine.link / 1e9)
-        total = sum(run.forwards) * forward
+        total = sum(run.forwards) * forward + first_seconds(run, machine)
     return Plan(
         phases,
         memory.least_vram(phases),
@@ -105,6 +107,15 @@ def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
         total,
         measured,
     )
+
+
+def first_seconds(run: Run, machine: Machine) -> float:
+    """Seconds that the first forward of each expert takes longer than a later one, with the file's pages in RAM."""
+    if not machine.card:
+        return 0.0
+    parts = zip(run.experts, run.forwards, run.there, strict=False)
+    missing = sum(max(0.0, Weights.of(expert).streamed - there) for expert, count, there in parts if count)
+    return WAITED * missing / machine.link / 1e9
 
 
 def forward_seconds(

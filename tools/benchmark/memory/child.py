@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
     if not orders["cpu"]:
         watch.link = Link(orders["rate"])
         watch.link.install()
+        if orders["rate"]:
+            _tell_planner(orders["rate"])
     watch.around_forwards()
     found: dict[str, Any] = {
         "started": round(time.time() - began, 2),
@@ -63,6 +65,13 @@ def main(arguments: list[str]) -> int:
         Path(orders["output"]).write_text(json.dumps(found), encoding="utf-8")
     sys.stdout.flush()
     os._exit(0)  # nothing is left to tidy up, and taking a model apart takes seconds
+
+
+def _tell_planner(rate: float) -> None:
+    """The planner measures the machine's link with copies of its own, which nothing slows."""
+    for name, module in sys.modules.copy().items():
+        if name.endswith(".bridge.planning"):
+            module.link = lambda _index: rate  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _order_attention(*, cudnn_first: bool) -> None:

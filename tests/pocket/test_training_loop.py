@@ -52,6 +52,14 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path):
     assert not torch.equal(untrained, whole["weight"])
 
 
+def test_encoded_clips_are_kept_as_they_lie(tmp_path: Path):
+    """On a GPU they come from the VAE with the channels last."""
+    values = torch.randn(2, 16, 3, 4, 4).to(memory_format=torch.channels_last_3d)
+    flow.save_latents([flow.Latents(values, torch.zeros(2, 5, dtype=torch.int32), values)], tmp_path / "a")
+    (found,) = flow.load_latents([tmp_path / "a", tmp_path / "a"], torch.device("cpu"))
+    assert torch.equal(found.values, torch.cat([values, values])) and torch.equal(found.pictures, found.values)
+
+
 def test_experts_end_with_right_texts():
     trunk, expert = flow.RECIPES["t2v_both"], flow.RECIPES["t2v_high"]
     assert trunk.wrong_at(trunk.steps - 1) == expert.wrong_at(0) == flow.WRONG

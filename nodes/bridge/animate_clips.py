@@ -20,9 +20,9 @@ from ...wan_core.geometry import Size
 from ...wan_core.image_conditioning import cover
 from ...wan_core.tasks import ANIMATE_14B
 from .clips import ClipPlan, Job, Latent, with_values
+from .decoding import decode_chunks
 from .facts import ModelFacts
 from .images import CONCAT_LATENT, CONCAT_MASK, encode_clip
-from .vae import decode_chunks
 
 FACE_SIDE = 512  # pixels; what the motion encoder takes
 POSES, FACES = "pose_video_latent", "face_video_pixels"  # in a CONDITIONING

@@ -15,11 +15,11 @@ from ...wan_core.long_video import JUMP, SeamMeter
 from ...wan_core.weights.downloads import with_address
 from ...wan_core.weights.pairing import VAE_FILES
 from .clips import CLIPS, ClipPlan
+from .decoding import decode_chunks
 from .latents import FRAME_RATE, LatentGrid, grid_of, without_references
 from .progress import progress
 from .show import show_on_node
 from .soundness import broken_names, damaged
-from .vae import decode_chunks
 from .video import ByteVideo, FrameVideo, StreamedVideo, to_bytes
 
 

@@ -18,8 +18,8 @@ from ...wan_core.audio.clips import Clip
 from ...wan_core.errors import WrongModelError
 from ...wan_core.tasks import S2V_14B
 from .clips import ClipPlan, Job, Latent, item_of, with_values
+from .decoding import decode_chunks
 from .facts import ModelFacts
-from .vae import decode_chunks
 
 
 @dataclass(frozen=True)

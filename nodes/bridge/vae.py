@@ -1,4 +1,4 @@
-"""Our VAE as ComfyUI's VAE object, so that every native VAE node takes it, and decoding frame by frame.
+"""Our VAE as ComfyUI's VAE object, so that every native VAE node takes it.
 
 The native class configures itself from the file's shapes: ratios, memory estimates, dtype and device are whatever this
 ComfyUI gives to a Wan VAE. It does so on the meta device, without weights; then our module takes its model's place.
@@ -6,8 +6,7 @@ ComfyUI gives to a Wan VAE. It does so on the meta device, without weights; then
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,17 @@ import torch
 from comfy.ldm.modules.diffusionmodules.model import vae_attention
 from torch import Tensor
 
-from ...wan_core.planner.memory import OVERLAP, tile
-from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.wan21 import VAE21Config, WanVAE21
 from ...wan_core.vae.wan22 import VAE22Config, WanVAE22
 from ...wan_core.weights.families import VAE
 from ...wan_core.weights.inspect import Checkpoint, inspect
-from ...wan_core.weights.mapped import MappedFile, check_all
+from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.pairing import require
 from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
 from .ops import wan_operations
 from .reading import files_of, read_tensors
 from .soundness import check_small
 
-SHARE = 0.8  # of the free memory that tiles may take
 Shapes = Mapping[str, tuple[int, ...]]
 VAE22 = "vae22"  # id of the file family
 
@@ -87,58 +83,6 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> comfy.sd.
     vae = _configured(checkpoint, dtype)
     _install(vae, checkpoint)
     return vae
-
-
-def decode_chunks(vae: comfy.sd.VAE, latent: Tensor, *, stay: bool = False) -> Iterator[Tensor]:
-    """Decodes a raw latent [B, C, F, H, W] clip by clip: yields frames [f, H, W, 3] in 0..1, in order.
-
-    With our VAE they come a few at a time, so that a long clip never lies in memory as a whole; with any other all at
-    once. Where the GPU is too small the rest of the clip is decoded in tiles, as ComfyUI does. They come where ComfyUI
-    keeps images; with `stay` they may also come where they were decoded, for who goes on reducing them.
-    """
-    vae.throw_exception_if_invalid()
-    for clip in latent.split(1):
-        if isinstance(vae.first_stage_model, CausalVAE):
-            chunks = _clip_chunks(vae, clip)
-            yield from chunks if stay else (frames.to(vae.output_device) for frames in chunks)
-        else:
-            yield vae.decode(clip).flatten(0, -4)  # [1, F, H, W, 3], or [1, H, W, 3] of an image VAE
-
-
-def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
-    """latent [1, C, F, H, W] -> frames [f, H, W, 3]."""
-    check_all(getattr(vae.first_stage_model, "files", ()))
-    memory = vae.memory_used_decode(latent.shape, vae.vae_dtype)
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
-    chunks, done = vae.first_stage_model.decode_chunks(latent, device=vae.device, dtype=vae.vae_dtype), 0
-    try:
-        while (frames := _next_images(vae, chunks)) is not None:
-            done += frames.shape[0]
-            yield frames
-        return
-    except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
-        comfy.model_management.raise_non_oom(error)
-        logging.warning("WanCore: not enough GPU memory to decode whole frames; decoding tiles instead.")
-    comfy.model_management.soft_empty_cache()
-    scale = int(vae.spacial_compression_decode())
-    rows, columns = latent.shape[-2:]
-    loaded, weights = vae.patcher.loaded_size(), vae.model_size()
-    room = (
-        SHARE * (comfy.model_management.get_free_memory(vae.device) + loaded) - weights
-    )  # else they come anew each time
-    width, height = tile(columns * scale, rows * scale, scale, room)
-    shape = {"tile_x": height // scale, "tile_y": width // scale, "overlap": OVERLAP // scale}  # x is down here
-    yield vae.decode_tiled(latent, **shape)[0, done:]
-
-
-def _next_images(vae: comfy.sd.VAE, chunks: Iterator[Tensor]) -> Tensor | None:
-    """The next decoded pixels [1, 3, f, H, W] as images [f, H, W, 3], where they were decoded; None at the end."""
-    with comfy.model_management.cuda_device_context(vae.device):
-        chunk = next(chunks, None)
-        if chunk is None:
-            return None
-        pixels = chunk.to(dtype=vae.vae_output_dtype(), copy=True)
-        return vae.process_output(pixels)[0].movedim(0, -1).contiguous()
 
 
 def _configured(checkpoint: Checkpoint, dtype: torch.dtype | None) -> comfy.sd.VAE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,11 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
-from wancore.nodes.bridge.vae import decode_chunks, load_vae
+from wancore.nodes.bridge import decoding
+from wancore.nodes.bridge.decoding import decode_chunks
+from wancore.nodes.bridge.vae import load_vae
 from wancore.wan_core.errors import WeightsFileError, WrongModelError
+from wancore.wan_core.planner.memory import Working
 from wancore.wan_core.vae.wan21 import VAE21Config, WanVAE21
 from wancore.wan_core.vae.wan22 import VAE22Config, WanVAE22
 
@@ -243,7 +247,46 @@ def test_tiles_take_over_when_memory_runs_out(
     frames = list(decode_chunks(vae, latent))
     assert [chunk.shape[0] for chunk in frames] == [1, 8]
     close(torch.cat(frames), native.decode(latent)[0])  # the tiles are larger than the frame
-    assert "decoding tiles" in caplog.text
+    assert "in tiles" in caplog.text
+
+
+def test_what_does_not_fit_is_decoded_in_tiles(path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind):
+    """Without an attempt at whole frames; smaller tiles where these do not fit either; nearly the same picture."""
+    vae, sizes = load_vae(path), []
+    latent = vae.encode(images(9, (128, 160)))
+    whole = vae.decode(latent)[0]
+    scale = vae.spacial_compression_decode()
+    monkeypatch.setattr(decoding, "VAE_WORKING", {scale: Working(0.0, 1e15)})
+    monkeypatch.setattr(decoding, "OVERLAP", 2 * scale)
+    monkeypatch.setattr(decoding, "LEAST_TILE", 32)
+    halves = iter([(96, 128), (96, 80)])
+    monkeypatch.setattr(decoding, "tile", lambda *_: next(halves))
+
+    def refuse_large(module: torch.nn.Module, arguments: tuple) -> None:
+        sizes.append(tuple(arguments[0].shape[-2:]))
+        if arguments[0].shape[-2] * scale > 96:
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+    vae.first_stage_model.decoder.register_forward_pre_hook(refuse_large)
+    frames = torch.cat(list(decode_chunks(vae, latent)))
+    assert sizes[0] == (128 // scale, 96 // scale) and set(sizes[1:]) == {(80 // scale, 96 // scale)}
+    assert frames.shape == whole.shape
+    assert float((frames - whole).abs().mean()) < 0.02
+
+
+def test_weights_that_give_way_are_room(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of Dynamic VRAM on the same device, and the VAE's own, which are needed once."""
+    vae, management = load_vae(path), comfy.model_management
+
+    def other(size: int, *, dynamic: bool, device: str = "cpu") -> SimpleNamespace:
+        calls = {"is_dynamic": lambda: dynamic, "loaded_size": lambda: size}
+        return SimpleNamespace(model=object(), load_device=torch.device(device), **calls)
+
+    own = SimpleNamespace(model=vae.patcher.model, load_device=vae.device, loaded_size=lambda: vae.model_size())
+    others = [other(1000, dynamic=True), other(200, dynamic=False), other(30, dynamic=True, device="meta"), own]
+    monkeypatch.setattr(management, "loaded_models", lambda: others)
+    monkeypatch.setattr(management, "get_free_memory", lambda device: 5)
+    assert decoding._room(vae) == 1005
 
 
 def test_other_errors_are_not_swallowed(path: Path):

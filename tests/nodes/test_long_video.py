@@ -27,12 +27,13 @@ from torch.utils._pytree import tree_flatten
 from wancore.nodes.bridge import clip_run, decode, sampling, segments
 from wancore.nodes.bridge.clips import CLIPS
 from wancore.nodes.bridge.decode import decode_clips
+from wancore.nodes.bridge.decoding import decode_chunks
 from wancore.nodes.bridge.images import condition_on
 from wancore.nodes.bridge.latents import empty_latent, grid_of
 from wancore.nodes.bridge.long_clips import LATENTS, PICTURE
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.text_encoder import load_text_encoder
-from wancore.nodes.bridge.vae import decode_chunks, load_vae
+from wancore.nodes.bridge.vae import load_vae
 from wancore.nodes.bridge.video import FrameVideo
 from wancore.nodes.long_video import WanCoreLongVideo
 from wancore.pocket import family, world

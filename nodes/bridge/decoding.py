@@ -1,0 +1,130 @@
+"""A VAE's frames, a few at a time: whole ones where the GPU has room for them, otherwise in tiles."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import comfy.model_management
+import comfy.sd
+from torch import Tensor
+
+from ...wan_core.planner.memory import HALF, LEAST_TILE, OVERLAP, VAE_WORKING, tile
+from ...wan_core.vae.causal import CausalVAE
+from ...wan_core.vae.tiles import Canvas, cut
+from ...wan_core.weights.mapped import check_all
+
+SHARE = 0.8  # of the free memory that tiles may take
+SHOWN = 8  # frames that come at a time where tiles were decoded
+
+
+def decode_chunks(vae: comfy.sd.VAE, latent: Tensor, *, stay: bool = False) -> Iterator[Tensor]:
+    """Decodes a raw latent [B, C, F, H, W] clip by clip: yields frames [f, H, W, 3] in 0..1, in order.
+
+    With our VAE they come a few at a time, so that a long clip never lies in memory as a whole; with any other all at
+    once. Where the GPU is too small the rest of the clip is decoded in tiles, as ComfyUI does. They come where ComfyUI
+    keeps images; with `stay` they may also come where they were decoded, for who goes on reducing them.
+    """
+    vae.throw_exception_if_invalid()
+    for clip in latent.split(1):
+        if isinstance(vae.first_stage_model, CausalVAE):
+            chunks = _clip_chunks(vae, clip)
+            yield from chunks if stay else (frames.to(vae.output_device) for frames in chunks)
+        else:
+            yield vae.decode(clip).flatten(0, -4)  # [1, F, H, W, 3], or [1, H, W, 3] of an image VAE
+
+
+def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
+    """latent [1, C, F, H, W] -> frames [f, H, W, 3]."""
+    check_all(getattr(vae.first_stage_model, "files", ()))
+    memory = vae.memory_used_decode(latent.shape, vae.vae_dtype)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
+    done, room = 0, _room(vae)
+    if latent.shape[2] == 1 or _working(vae, latent) <= room:  # a picture takes less
+        try:
+            for frames in _decoded(vae, latent):
+                done += frames.shape[0]
+                yield frames
+            return
+        except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
+            comfy.model_management.raise_non_oom(error)
+        comfy.model_management.soft_empty_cache()
+    logging.warning("Wan: whole frames do not fit into the GPU's memory; decoding them in tiles")
+    yield from _in_tiles(vae, latent, SHARE * room, done)
+
+
+def _in_tiles(vae: comfy.sd.VAE, latent: Tensor, room: float, done: int = 0) -> Iterator[Tensor]:
+    """latent [1, C, F, H, W] -> frames [f, H, W, 3] from number `done` on, decoded in tiles that take `room` bytes.
+
+    They come when all tiles are decoded, a few at a time, on the device that decodes.
+    """
+    scale = int(vae.spacial_compression_decode())
+    rows, columns = latent.shape[-2:]
+    while True:
+        width, height = tile(columns * scale, rows * scale, scale, room / _values(vae))
+        try:
+            canvas = _canvas(vae, latent, scale, (height // scale, width // scale))
+            break
+        except Exception as error:
+            comfy.model_management.raise_non_oom(error)
+            if max(width, height) <= LEAST_TILE:
+                raise
+        room /= 2
+        comfy.model_management.soft_empty_cache()
+    for frames in canvas.frames[done:].split(SHOWN):
+        yield frames.to(vae.device)
+
+
+def _canvas(vae: comfy.sd.VAE, latent: Tensor, scale: int, size: tuple[int, int]) -> Canvas:
+    """All frames; `size` is rows and columns of a tile."""
+    rows, columns = latent.shape[-2:]
+    frames = vae.first_stage_model.decode_output_shape(latent.shape)[2]
+    canvas = Canvas(frames, rows * scale, columns * scale, scale, vae.vae_output_dtype())
+    for part in cut(rows, columns, size, OVERLAP // scale):
+        start = 0
+        for images in _decoded(vae, latent[..., part.rows, part.columns]):
+            canvas.paste(part, start, images)
+            start += len(images)
+    return canvas
+
+
+def _working(vae: comfy.sd.VAE, latent: Tensor) -> float:
+    """Bytes that whole frames of a clip take, beside the weights."""
+    scale = int(vae.spacial_compression_decode())
+    rows, columns = latent.shape[-2:]
+    return VAE_WORKING[scale].decode * rows * columns * scale**2 * _values(vae)
+
+
+def _values(vae: comfy.sd.VAE) -> float:
+    """Bytes of a value, in those that the planner counts with."""
+    return vae.vae_dtype.itemsize / HALF
+
+
+def _room(vae: comfy.sd.VAE) -> float:
+    """Bytes of the device for decoding, once all weights are there: else they come anew for every chunk.
+
+    Weights of other models that Dynamic VRAM has there give way when memory is asked for.
+    """
+    own, room = vae.patcher.model, comfy.model_management.get_free_memory(vae.device) - vae.model_size()
+    for loaded in comfy.model_management.loaded_models():
+        gives_way = getattr(loaded, "is_dynamic", bool)() and loaded.load_device == vae.device
+        if gives_way or loaded.model is own:
+            room += loaded.loaded_size()
+    return room
+
+
+def _decoded(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
+    """latent [1, C, F, H, W] -> images [f, H, W, 3], where they are decoded."""
+    chunks = vae.first_stage_model.decode_chunks(latent, device=vae.device, dtype=vae.vae_dtype)
+    while (images := _next_images(vae, chunks)) is not None:
+        yield images
+
+
+def _next_images(vae: comfy.sd.VAE, chunks: Iterator[Tensor]) -> Tensor | None:
+    """The next decoded pixels [1, 3, f, H, W] as images [f, H, W, 3], where they were decoded; None at the end."""
+    with comfy.model_management.cuda_device_context(vae.device):
+        chunk = next(chunks, None)
+        if chunk is None:
+            return None
+        pixels = chunk.to(dtype=vae.vae_output_dtype(), copy=True)
+        return vae.process_output(pixels)[0].movedim(0, -1).contiguous()

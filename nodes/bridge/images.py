@@ -38,12 +38,12 @@ def encode_keyframes(vae: Any, keyframes: Sequence[Keyframe], frames: int, size:
 
     With our VAE the grey frames are encoded only until they have settled; any other encodes the whole clip.
     """
-    return _encode(vae, list(clip_parts(keyframes, frames, size)), frames)
+    return encode_parts(vae, list(clip_parts(keyframes, frames, size)), frames)
 
 
 def encode_clip(vae: Any, clip: Tensor) -> Tensor:
     """Raw latent [1, C, F, h, w] of a clip [1, 3, 4n+1, H, W] in -1..1; grey stretches cost little with our VAE."""
-    return _encode(vae, list(pixel_parts(clip)), clip.shape[2])
+    return encode_parts(vae, list(pixel_parts(clip)), clip.shape[2])
 
 
 def seen_by_clip(conditionings: Sequence[Any], *pictures: Any) -> list[Any]:
@@ -67,7 +67,11 @@ def with_conditions(conditionings: Sequence[Any], values: dict[str, Any], *, app
     return [node_helpers.conditioning_set_values(each, values, append=append) for each in conditionings]
 
 
-def _encode(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> Tensor:
+def encode_parts(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> Tensor:
+    """Parts [1, 3, f, H, W] in -1..1 with how often each follows itself, `frames` in all -> latent [1, C, F, h, w].
+
+    Where the GPU is too small for whole frames the clip is encoded in tiles, as ComfyUI does.
+    """
     vae.throw_exception_if_invalid()
     if isinstance(vae.first_stage_model, CausalVAE):
         try:

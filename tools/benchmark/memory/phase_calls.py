@@ -10,6 +10,8 @@ from typing import Any
 import comfy.model_management as management
 import torch
 
+from ....nodes.bridge.decoding import decode_chunks
+from ....nodes.bridge.images import encode_parts
 from ....nodes.bridge.model import load_model
 from ....nodes.bridge.text_encoder import load_text_encoder
 from ....nodes.bridge.vae import load_vae
@@ -93,24 +95,19 @@ def _vae(phase: str, shapes: str, clip: Clip, path: Path) -> tuple[Callable[[], 
         files.vae(path, shapes)
     checkpoint, vae = inspect(path), load_vae(path)
     found = {one.name: one for one in memory.vae(checkpoint, clip, encode=True)}
-    model, dtype = vae.first_stage_model, vae.vae_dtype
     if phase == "VAE decode":
-        size = clip.latent(memory.compression_of(vae.latent_channels))
-        latent = torch.randn(1, vae.latent_channels, *size)
+        latent = torch.randn(1, vae.latent_channels, *clip.latent(memory.compression_of(vae.latent_channels)))
 
         def call() -> Any:
-            management.load_models_gpu([vae.patcher], memory_required=vae.memory_used_decode(latent.shape, dtype))
-            for chunk in model.decode_chunks(latent, device=vae.device, dtype=dtype):
-                chunk.to(device="cpu", dtype=torch.float32)
+            for frames in decode_chunks(vae, latent, stay=True):
+                frames.to(device="cpu")
 
     else:
-        picture = torch.rand(1, 3, 1, clip.height, clip.width).to(dtype)
-        grey = torch.zeros(1, 3, 4, clip.height, clip.width, dtype=dtype)
+        picture = torch.rand(1, 3, 1, clip.height, clip.width)
+        grey = torch.zeros(1, 3, 4, clip.height, clip.width)
 
         def call() -> Any:
-            shape = (1, 3, clip.frames, clip.height, clip.width)
-            management.load_models_gpu([vae.patcher], memory_required=vae.memory_used_encode(shape, dtype))
-            return model.encode_parts(((picture, 1), (grey, (clip.frames - 1) // 4)), device=vae.device)
+            return encode_parts(vae, ((picture, 1), (grey, (clip.frames - 1) // 4)), clip.frames)
 
     return call, found[phase].vram / GIB
 

@@ -28,7 +28,7 @@ from setup.places import ROOT, bytecode_in_cache
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WORKERS = 4  # at most
-MEMORY = 5 << 30  # bytes that a worker may need: it holds a ComfyUI, and up to two servers beside it
+MEMORY = 5 << 30  # bytes for each, which holds a ComfyUI and up to two servers: three took 12 GB at their most
 HOSTED_TESTS = ("tests/bridge", "tests/nodes", "tests/server")  # what another version of ComfyUI can break
 
 

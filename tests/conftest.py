@@ -19,7 +19,7 @@ _spec.loader.exec_module(_pack)
 _pack.import_pack()
 
 OWN_SERVERS = ("test_demo", "test_portable", "test_whole_templates")  # not the one of tests/server
-GROUPS = (  # of more than 20 s of a core: at the end no worker waits long for the other
+GROUPS = (  # of more than 20 s of a core: at the end no worker waits long for the others
     "server/test_whole_templates",
     "browser",
     "pocket/test_meaning",

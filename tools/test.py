@@ -27,7 +27,8 @@ from setup.environment import Prepared, prepare
 from setup.places import ROOT, bytecode_in_cache
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WORKERS = 4  # at most; each holds a ComfyUI, and some a server beside it: 2 to 3 GB
+WORKERS = 4  # at most
+MEMORY = 5 << 30  # bytes for each, which holds a ComfyUI and up to two servers: three took 12 GB at their most
 HOSTED_TESTS = ("tests/bridge", "tests/nodes", "tests/server")  # what another version of ComfyUI can break
 
 
@@ -185,7 +186,17 @@ def _left_out(options: argparse.Namespace) -> set[str]:
 
 
 def _workers() -> int:
-    return max(1, min(WORKERS, os.cpu_count() or 1))
+    """As many as there are cores, and where memory allows it one more: each waits for its server now and then."""
+    cores = os.cpu_count() or 1
+    return min(WORKERS, cores + (_memory() >= (cores + 1) * MEMORY))
+
+
+def _memory() -> int:
+    """Bytes of RAM; 0 where Python does not tell (Windows)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def _side_by_side() -> list[str]:

@@ -311,11 +311,11 @@ def test_handcrafted_headers_are_refused_fast(tmp_path):
     cases = [*handcrafted(), struct.pack("<Q", MAX_HEADER + 1) + b"{", valid_file() + b"x"]
     for case in cases:
         path.write_bytes(case)
-        start = time.process_time()  # other work on the machine does not count
+        start = time.perf_counter()
         with pytest.raises(WeightsFileError) as caught:
             inspect(path)
         assert str(path) in caught.value.where
-        assert time.process_time() - start < 0.25, case[:60]
+        assert time.perf_counter() - start < 0.25, case[:60]
         tracemalloc.start()
         try:
             with pytest.raises(WeightsFileError):

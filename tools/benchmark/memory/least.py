@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import host
 from .balloon import Send, started
+from .bisection import bisect
 from .cases import GIB
 
 GRAIN = 0.02  # of the result: where the bisection ends
@@ -109,9 +110,8 @@ def search(found: Found, case: Case, base: Path, balloon: Send) -> None:
         torch.cuda.synchronize()
         found.seconds = round(time.perf_counter() - start, 3)
     found.allocated = round(torch.cuda.max_memory_allocated() / GIB, 3)
-    low, high = 0.4 * GIB, max(found.planned * 1.3, found.allocated + 3.0) * GIB
-    while high - low > GRAIN * high:
-        size = int((low + high) / 2)
+
+    def attempt(size: int) -> str:
         release()
         try:
             balloon(f"leave {size}")
@@ -119,12 +119,12 @@ def search(found: Found, case: Case, base: Path, balloon: Send) -> None:
             torch.cuda.synchronize()
             problem = ""
         except Exception as error:  # noqa: BLE001  (whatever a lack of memory makes fail)
-            problem = (
-                f"{type(error).__name__}: {str(error).splitlines()[0][:80]}" if str(error) else type(error).__name__
-            )
+            problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
         gc.collect()
-        found.tries.append((round(size / GIB, 3), problem))
-        low, high = (size, high) if problem else (low, size)
-    found.least = round(high / GIB, 3)
+        return problem
+
+    high = max(found.planned * 1.3, found.allocated + 3.0) * GIB
+    least, found.tries = bisect(attempt, 0.4 * GIB, high, GRAIN)
+    found.least = round(least / GIB, 3)
     release()
     balloon(f"leave {FIRST}")

@@ -7,39 +7,35 @@ not make it fail.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from ....wan_core.planner import memory
 from ....wan_core.weights import inspect
+from .bisection import Try, bisect
 from .cases import GIB, Clip, Model
 
 GRAIN = 0.04  # of the result: where the bisection ends
 FROM, TO = 0.5 * GIB, 10.0 * GIB  # bytes with which no run does, and with which every one should
-
-Try = Callable[[int], str]  # runs with so many bytes; what went wrong, empty where nothing did
 
 
 def planned(model: Model, clip: Clip, base: Path) -> float:
     """Bytes of RAM that the planner asks for."""
     models = base / "models"
     files = [inspect(models / "diffusion_models" / name) for name in model.files]
-    around = {"text_encoder": inspect(models / "text_encoders" / model.text_encoder)}
-    around |= {"vae_file": inspect(models / "vae" / model.vae), "low": (*files, None)[1]}
-    size = memory.Clip(clip.width, clip.height, clip.frames)
-    return memory.least_ram(memory.phases(files[0], size, **around, encode=model.has_picture))
+    found = memory.phases(
+        files[0],
+        memory.Clip(clip.width, clip.height, clip.frames),
+        low=(*files, None)[1],
+        text_encoder=inspect(models / "text_encoders" / model.text_encoder),
+        vae_file=inspect(models / "vae" / model.vae),
+        encode=model.has_picture,
+    )
+    return memory.least_ram(found)
 
 
 def search(attempt: Try) -> tuple[float, list[tuple[float, str]]]:
     """The least that a run does with, in bytes, and what was tried: GiB, what went wrong."""
-    low, high, tries = FROM, TO, []
-    while high - low > GRAIN * high:
-        size = int((low + high) / 2)
-        problem = attempt(size)
-        tries.append((round(size / GIB, 2), problem))
-        print(f"  {size / GIB:.2f} GiB: {problem or 'runs'}", flush=True)
-        low, high = (size, high) if problem else (low, size)
-    return high, tries
+    return bisect(attempt, FROM, TO, GRAIN)
 
 
 def write(found: list[dict[str, object]], folder: Path) -> None:

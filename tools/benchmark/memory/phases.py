@@ -45,7 +45,7 @@ class Phase:
     ram: float = 0.0  # GiB of this process's own memory at its end
     sent: float = 0.0  # GB over the link
     rate: float = 0.0  # GB/s of it
-    disk: float = 0.0  # GB read from the disk
+    disk: float = 0.0  # GB read from the disk; until its end, the bytes that were read before it
     pinned: list[float] = field(default_factory=list)  # GiB of each loaded model's copies in RAM, at its end
     vram: float = 0.0  # GiB of the card in use at most, filled in by the parent
 

@@ -204,7 +204,9 @@ def bisect_ram(models: dict[str, Model], clip: Clip, cards: list[Card], base: Pa
             if not found["limited"]:
                 raise SystemExit("This process may not make control groups, so that RAM cannot be limited.")
             problems = [entry["problem"] for entry in found["runs"]] or ["it did not come to a run"]
-            return str(found.get("died") or problems[0])
+            problem = str(found.get("died") or problems[0])
+            print(f"  {limit / cases.GIB:.2f} GiB: {problem or 'runs'}", flush=True)
+            return problem
 
         row["least"], row["tries"] = least_ram.search(attempt)
         rows.append(row)

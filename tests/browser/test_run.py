@@ -6,6 +6,7 @@ It is the one run of this template at its full size: what the saved file has to 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,7 @@ from .conftest import Editor, host_of, workflow_of
 
 TITLE = "Wan 2.2 Text to Video"
 FRAMES, SIZE, RATE = 81, (832, 480), Fraction(16)  # what the template opens with
+TIMEOUT = 1800  # seconds for a clip of the full size on two slow cores
 BT709 = 1  # the number of BT.709 in H.273, for primaries, transfer and matrix alike
 ENDED = "() => document.querySelector('video')?.readyState >= 2 || app.lastExecutionError || app.lastNodeErrors"
 STATE = """() => { const video = document.querySelector('video')
@@ -51,7 +53,9 @@ def _wait_behind_another_page(editor: Editor) -> None:
     """As a user waits for minutes. In front, the page of a running prompt draws 60 pictures a second: 0.3 of a core."""
     client, other = Client(editor.server.address), editor.page.context.new_page()
     other.bring_to_front()
+    end = time.monotonic() + TIMEOUT
     while any(client.get("/queue").values()):
+        assert time.monotonic() < end, "the clip did not end"
         other.wait_for_timeout(500)  # milliseconds
     other.close()
     editor.page.bring_to_front()

@@ -22,7 +22,7 @@ def decode_chunks(vae: comfy.sd.VAE, latent: Tensor, *, stay: bool = False) -> I
     """Decodes a raw latent [B, C, F, H, W] clip by clip: yields frames [f, H, W, 3] in 0..1, in order.
 
     With our VAE they come a few at a time, so that a long clip never lies in memory as a whole; with any other all at
-    once. Where the GPU is too small the rest of the clip is decoded in tiles, as ComfyUI does. They come where ComfyUI
+    once. Where the GPU is too small for whole frames it is decoded in tiles, or the rest of it. They come where ComfyUI
     keeps images; with `stay` they may also come where they were decoded, for who goes on reducing them.
     """
     vae.throw_exception_if_invalid()
@@ -106,8 +106,8 @@ def _room(vae: comfy.sd.VAE) -> float:
     Weights of other models that Dynamic VRAM has there give way when memory is asked for.
     """
     own, room = vae.patcher.model, comfy.model_management.get_free_memory(vae.device) - vae.model_size()
-    for loaded in comfy.model_management.loaded_models():
-        gives_way = getattr(loaded, "is_dynamic", bool)() and loaded.load_device == vae.device
+    for loaded in filter(None, comfy.model_management.loaded_models()):  # None: one that is gone
+        gives_way = loaded.is_dynamic() and loaded.load_device == vae.device
         if gives_way or loaded.model is own:
             room += loaded.loaded_size()
     return room

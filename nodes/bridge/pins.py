@@ -16,13 +16,15 @@ import comfy.model_management as management
 import psutil
 import torch
 
+from .read_ahead import plain_parameters
+
 LEAST_FREE = 2 * 2**30  # bytes of RAM that ComfyUI leaves free beside pinned copies
 HYSTERESIS = 2**29  # bytes that it frees more where it has to free
 
 
 def size_of(module: torch.nn.Module) -> int:
     """Bytes of its parameters as they are stored."""
-    return sum(getattr(parameter, "_qdata", parameter).nbytes for parameter in module.parameters())
+    return sum(parameter.nbytes for parameter in plain_parameters(module))
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def make_room(models: Sequence[Any]) -> int:
     lacking = sum(max(0, model.model_size() - model.loaded_ram_size()) for model in own)
     short = lacking + max(_headroom(), LEAST_FREE) + HYSTERESIS - psutil.virtual_memory().available
     freed = 0
-    for other in management.loaded_models():
+    for other in filter(None, management.loaded_models()):  # None: one that is gone
         if freed >= short:
             break
         if _is_dynamic(other) and all(other.model is not model.model for model in own):
@@ -64,5 +66,5 @@ def _headroom() -> float:
 
 
 def _is_dynamic(model: Any) -> bool:
-    """True for a patcher of Dynamic VRAM: others keep no copies."""
-    return bool(getattr(model, "is_dynamic", bool)()) and hasattr(model, "loaded_ram_size")
+    """True for a patcher of Dynamic VRAM that tells of its copies; others keep none."""
+    return model.is_dynamic() and hasattr(model, "loaded_ram_size")

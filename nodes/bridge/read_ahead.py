@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from ...wan_core.errors import WanError
 from ...wan_core.weights import inspect
@@ -96,7 +97,7 @@ def loaded(model: Any) -> bool:
 
 def is_mapped(model: Any, files: Sequence[Path]) -> bool:
     """True if weights of the model are still to be read from its files."""
-    if any(hasattr(parameter.untyped_storage(), MAPPED) for parameter in plain_parameters(model)):
+    if any(hasattr(parameter.untyped_storage(), MAPPED) for parameter in plain_parameters(model.model)):
         return True
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
@@ -105,6 +106,6 @@ def is_mapped(model: Any, files: Sequence[Path]) -> bool:
     return any(os.path.realpath(file) in maps for file in files)
 
 
-def plain_parameters(model: Any) -> list[Any]:
+def plain_parameters(module: torch.nn.Module) -> list[Any]:
     """The tensors that hold the parameters: of a quantised one, those within it."""
-    return [getattr(parameter, "_qdata", parameter) for parameter in model.model.parameters()]
+    return [getattr(parameter, "_qdata", parameter) for parameter in module.parameters()]

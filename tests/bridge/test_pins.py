@@ -67,7 +67,7 @@ def test_the_text_encoder_gives_way_to_the_experts(monkeypatch: pytest.MonkeyPat
     used = GIB + encoder.pinned + low.pinned
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=ram * GIB - used))
     monkeypatch.setattr(pins.management.args, "disable_pinned_memory", False)
-    monkeypatch.setattr(pins.management, "loaded_models", lambda: [low, high, encoder])
+    monkeypatch.setattr(pins.management, "loaded_models", lambda: [low, None, high, encoder])
     monkeypatch.setattr(pins.comfy.memory_management, "RAM_CACHE_HEADROOM", GIB, raising=False)
     freed = pins.make_room([high, low])
     assert encoder.pinned == pytest.approx(kept * GIB, rel=0.1, abs=GIB / 10)
@@ -75,7 +75,8 @@ def test_the_text_encoder_gives_way_to_the_experts(monkeypatch: pytest.MonkeyPat
 
 
 def test_plain_patchers_have_no_copies_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pins.make_room([SimpleNamespace(model=None)]) == 0
-    monkeypatch.setattr(pins.management, "loaded_models", lambda: [SimpleNamespace(model=None)])
+    plain = SimpleNamespace(model=None, is_dynamic=lambda: False)
+    assert pins.make_room([plain]) == 0
+    monkeypatch.setattr(pins.management, "loaded_models", lambda: [plain])
     monkeypatch.setattr(pins.management.args, "disable_pinned_memory", False)
     assert pins.make_room([Loaded(2**60, 0)]) == 0

@@ -75,7 +75,7 @@ def encode_parts(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> 
     vae.throw_exception_if_invalid()
     if isinstance(vae.first_stage_model, CausalVAE):
         try:
-            return _encode_parts(vae, parts, frames)
+            return _in_whole_frames(vae, parts, frames)
         except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
             comfy.model_management.raise_non_oom(error)
             logging.warning("WanCore: not enough GPU memory to encode whole frames; encoding tiles instead.")
@@ -100,7 +100,7 @@ def start_latent(latent: dict[str, Any], vae: Any, pictures: Tensor) -> dict[str
     return {**latent, "samples": samples, "noise_mask": mask}
 
 
-def _encode_parts(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> Tensor:
+def _in_whole_frames(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> Tensor:
     height, width = parts[0][0].shape[-2:]
     memory = vae.memory_used_encode((1, 3, frames, height, width), vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)

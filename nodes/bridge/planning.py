@@ -110,8 +110,8 @@ class RunPlan:
         scale = compression_of(high.config.out_dim)
         batch, _, frames, rows, columns = shape
         clip = Clip(columns * scale, rows * scale, 1 + (frames - 1) * FRAME_STRIDE, batch)
-        there = [float(model.loaded_size()) if model is not None else 0.0 for model in (pair.high, pair.low)]
-        return cls(Run(high, clip, low, forwards=forwards, there=(there[0], there[1])), machine(), Meter())
+        there = (pair.high.loaded_size(), pair.low.loaded_size() if pair.low is not None else 0.0)
+        return cls(Run(high, clip, low, forwards=forwards, there=there), machine(), Meter())
 
     def report(self) -> str:
         """Lines for the node."""

@@ -25,7 +25,7 @@ class Tile:
 
 
 def cut(rows: int, columns: int, size: tuple[int, int], overlap: int) -> list[Tile]:
-    """Tiles of `size` (rows, columns) or a little less shared, line by line; neighbours share `overlap` or more."""
+    """Tiles of `size` (rows, columns), line by line; neighbours share `overlap` or more."""
     return [
         Tile(slice(top, bottom), slice(start, stop), above, left)
         for top, bottom, above in _parts(rows, size[0], overlap)
@@ -71,4 +71,4 @@ class Canvas:
 
 def _ramp(shared: int, length: int) -> Tensor:
     """Weight of a tile's pixels along one side: rising where it shares them, 1 behind."""
-    return ((torch.arange(length) + 0.5) / max(shared, 1)).clamp(max=1.0) if shared else torch.ones(length)
+    return ((torch.arange(length) + 0.5) / shared).clamp(max=1.0) if shared else torch.ones(length)

@@ -25,7 +25,9 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-READY = "() => window.app?.graph && window.app.canvas && Object.keys(LiteGraph.registered_node_types).length > 300"
+# The front end opens a workflow of its own at its start: what is loaded before that is replaced by it.
+READY = """() => window.app?.graph && app.extensionManager.spinner === false && app.extensionManager.workflow.activeWorkflow
+    && Object.keys(LiteGraph.registered_node_types).length > 300"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,8 +26,8 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 # The front end opens a workflow of its own at its start: what is loaded before that is replaced by it.
-READY = """() => window.app?.graph && app.extensionManager.spinner === false && app.extensionManager.workflow.activeWorkflow
-    && Object.keys(LiteGraph.registered_node_types).length > 300"""
+READY = """() => window.app?.graph && app.extensionManager.spinner === false
+    && app.extensionManager.workflow.activeWorkflow && Object.keys(LiteGraph.registered_node_types).length > 300"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

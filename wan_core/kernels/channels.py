@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .fused import FLOATS, INTERPRETED
+from .trial import works
 
 ELEMENTS = 8192  # values of one program
 
@@ -28,6 +29,7 @@ def accepts(x: Tensor, gamma: Tensor) -> bool:
         and x.ndim == 5
         and 1 < x.shape[1] <= ELEMENTS
         and x.is_contiguous(memory_format=torch.channels_last_3d)
+        and works(x.device, x.dtype)
     )
 
 

@@ -97,7 +97,13 @@ def _works_on_hopper(device: torch.device) -> bool:
 
 
 def _has_flash_attention_4() -> bool:
-    return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
+    if find_spec("flash_attn") is None:
+        return False
+    try:
+        return find_spec("flash_attn.cute") is not None  # which imports flash_attn
+    except Exception as error:  # noqa: BLE001  (as one that was built for another PyTorch)
+        _note_refusal("flash-attention-4", error)
+        return False
 
 
 HALF = (torch.bfloat16, torch.float16)
@@ -203,10 +209,14 @@ def _works(kernel: Kernel, call: Callable[[Kernel], float]) -> bool:
     try:
         call(kernel)
     except Exception as error:  # noqa: BLE001  (a broken optional package must not stop a run that torch can do)
-        logging.info("attention kernel %s does not work here: %s", kernel.name, error)
-        _REFUSED[kernel.name] = (str(error).splitlines() or [type(error).__name__])[0]
+        _note_refusal(kernel.name, error)
         return False
     return True
+
+
+def _note_refusal(name: str, error: Exception) -> None:
+    logging.info("attention kernel %s does not work here: %s", name, error)
+    _REFUSED[name] = (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _CHOSEN: dict[Place, Kernel] = {}

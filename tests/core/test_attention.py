@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,17 @@ def test_what_takes_long_to_begin_is_for_long_clips(name: str, least: int):
 
 
 @pytest.mark.skipif(module.hopper16 is None, reason="no Triton with Gluon")
+def test_a_package_that_cannot_be_imported_is_left_out(tmp_path, monkeypatch):
+    """FlashAttention built for another PyTorch: asking for a part of it imports it."""
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("raise ImportError('flash_attn_2_cuda.so: undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    assert not module._has_flash_attention_4()
+    assert "flash-attention-4: flash_attn_2_cuda.so: undefined symbol" in module.refused()
+    module._REFUSED.pop("flash-attention-4")
+
+
 def test_hopper_s_kernel_leaves_what_it_does_not_take_to_pytorch():
     q, k, v = torch.randn(3, 1, 5, 2 * 128, requires_grad=True).unbind(0)
     out = module._hopper(q, k, v, 2)

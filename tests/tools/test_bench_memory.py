@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from wancore.tools.benchmark.memory import cases, graphs, least_ram, report
 from wancore.wan_core.weights import inspect
 
+from ..comfy_host import import_comfy
 from ..core.hollow_files import Nothing
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +71,27 @@ def test_peaks_are_those_between_two_times() -> None:
     assert report.peak(changes, 3.5, 9.0) == 1.0
 
 
+def test_a_run_that_never_works_has_no_least() -> None:
+    least, tries = least_ram.search(lambda size: "the VAE is broken")
+    assert least is None and tries[-1] == (least_ram.TO / cases.GIB, "the VAE is broken")
+
+
+def test_what_a_failed_call_had_fetched_is_let_go() -> None:
+    """Else it counts against every later try of the bisection."""
+    import_comfy()
+    import comfy.model_management as management
+    import comfy.model_prefetch as prefetch
+    from wancore.tools.benchmark.memory import phase_calls
+
+    layer = torch.nn.Linear(2, 2)
+    layer._prefetch = {"signature": None}  # pyright: ignore[reportArgumentType]
+    prefetch.PREFETCH_QUEUES.append([None, (None, (layer, [layer])), None])
+    management.STREAM_AIMDO_CAST_BUFFERS[None] = torch.empty(1)
+    phase_calls.release()
+    assert not hasattr(layer, "_prefetch") and not prefetch.PREFETCH_QUEUES and not management.STREAM_AIMDO_CAST_BUFFERS
+
+
 def test_the_least_ram_is_found_to_its_grain() -> None:
     least, tries = least_ram.search(lambda size: "" if size >= 3 * cases.GIB else "killed for memory")
-    assert 3 * cases.GIB <= least <= 3 * cases.GIB / (1 - least_ram.GRAIN)
+    assert least is not None and 3 * cases.GIB <= least <= 3 * cases.GIB / (1 - least_ram.GRAIN)
     assert {problem for size, problem in tries if size < 3} == {"killed for memory"}

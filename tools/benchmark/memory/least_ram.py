@@ -33,8 +33,8 @@ def planned(model: Model, clip: Clip, base: Path) -> float:
     return memory.least_ram(found)
 
 
-def search(attempt: Try) -> tuple[float, list[tuple[float, str]]]:
-    """The least that a run does with, in bytes, and what was tried: GiB, what went wrong."""
+def search(attempt: Try) -> tuple[float | None, list[tuple[float, str]]]:
+    """The least that a run does with, in bytes (None: it fails with TO), and what was tried: GiB, what went wrong."""
     return bisect(attempt, FROM, TO, GRAIN)
 
 

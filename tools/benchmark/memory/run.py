@@ -208,7 +208,11 @@ def bisect_ram(models: dict[str, Model], clip: Clip, cards: list[Card], base: Pa
             print(f"  {limit / cases.GIB:.2f} GiB: {problem or 'runs'}", flush=True)
             return problem
 
-        row["least"], row["tries"] = least_ram.search(attempt)
+        least, row["tries"] = least_ram.search(attempt)
+        row["least"] = least
+        print(
+            f"  least {least / cases.GIB:.2f} GiB" if least else f"  fails with {least_ram.TO / cases.GIB:.0f} GiB, too"
+        )
         rows.append(row)
         least_ram.write(rows, options.output)
     return 0

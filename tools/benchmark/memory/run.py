@@ -196,7 +196,7 @@ def bisect_ram(models: dict[str, Model], clip: Clip, cards: list[Card], base: Pa
     (engine, *_) = options.engines
     for card, (name, model) in product(cards, models.items()):
         row: dict[str, Any] = {"model": name, "clip": clip.name, "card": card.name, "engine": engine}
-        row["planned"] = least_ram.planned(model, clip, base)
+        row["planned"] = least_ram.planned(model, clip, card, base)
         print(f"{card.name}: {engine} {name} {clip.name}, planned {row['planned'] / cases.GIB:.2f} GiB", flush=True)
 
         def attempt(limit: int, model: Model = model, card: Card = card) -> str:

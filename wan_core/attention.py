@@ -80,6 +80,8 @@ def _one_of_torch(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, heads: i
 
 
 def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return torch_attention(q, k, v, heads)  # its own gradients depend on card and version
     from flash_attn.cute import flash_attn_func  # compiles for seconds at its first call: not at import
 
     out = flash_attn_func(*(x.unflatten(2, (heads, -1)) for x in (q, k, v)))

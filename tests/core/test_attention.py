@@ -66,7 +66,6 @@ def test_what_takes_long_to_begin_is_for_long_clips(name: str, least: int):
     ]
 
 
-@pytest.mark.skipif(module.hopper16 is None, reason="no Triton with Gluon")
 def test_a_package_that_cannot_be_imported_is_left_out(tmp_path, monkeypatch):
     """FlashAttention built for another PyTorch: asking for a part of it imports it."""
     (tmp_path / "flash_attn").mkdir()
@@ -78,6 +77,16 @@ def test_a_package_that_cannot_be_imported_is_left_out(tmp_path, monkeypatch):
     module._REFUSED.pop("flash-attention-4")
 
 
+def test_gradients_go_through_pytorch():
+    """FlashAttention-4 has none on some cards; the package is not asked for here."""
+    q, k, v = torch.randn(3, 1, 5, 16, requires_grad=True).unbind(0)
+    out = module._flash_attention_4(q, k, v, 2)
+    assert torch.equal(out, torch_attention(q, k, v, 2)) and out.requires_grad
+    with torch.no_grad(), pytest.raises(ImportError):
+        module._flash_attention_4(q, k, v, 2)
+
+
+@pytest.mark.skipif(module.hopper16 is None, reason="no Triton with Gluon")
 def test_hopper_s_kernel_leaves_what_it_does_not_take_to_pytorch():
     q, k, v = torch.randn(3, 1, 5, 2 * 128, requires_grad=True).unbind(0)
     out = module._hopper(q, k, v, 2)

@@ -1,6 +1,6 @@
 """Norm over the channels of a clip and SiLU, as one pass over memory, for tensors with channels last (Triton).
 
-Parity with vae/causal.py ChannelNorm: tests/core/test_channel_kernel.py, on CPU through Triton's interpreter.
+Parity with vae/causal.py ChannelNorm: tests/core/test_kernels.py, on CPU through Triton's interpreter.
 """
 
 # Triton compiles this function: constants arrive as plain values, whatever their annotation says.

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from wancore.tools.benchmark.memory import cases, graphs, least_ram, report
+from wancore.tools.benchmark.memory import cases, graphs, least_ram, ram, report
 from wancore.wan_core.weights import inspect
 
 from ..comfy_host import import_comfy
@@ -69,6 +70,28 @@ def test_peaks_are_those_between_two_times() -> None:
     assert report.peak(changes, 1.5, 2.5) == 5.0
     assert report.peak(changes, 2.5, 9.0) == 5.0  # what was there when it began
     assert report.peak(changes, 3.5, 9.0) == 1.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_a_phase_has_the_most_ram_that_it_took() -> None:
+    import_comfy()
+    from wancore.tools.benchmark.memory import phases
+
+    watch = phases.Watch({}, None)
+    watch.begin("VAE decode")
+    canvas = torch.ones(2**28, dtype=torch.uint8)
+    time.sleep(4 * ram.PAUSE)
+    del canvas
+    watch.begin("save")
+    watch.end()
+    decode, save = watch.phases
+    assert decode.ram - save.ram == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_limit_that_was_not_set_is_said() -> None:
+    row = {"card": "12 GB", "engine": "WanCore", "model": "t2v-fp8", "clip": "480p81", "runs": []}
+    assert "NOT LIMITED" in report.line({**row, "limited": False})
+    assert "NOT LIMITED" not in report.line({**row, "limited": True})
 
 
 def test_a_run_that_never_works_has_no_least() -> None:

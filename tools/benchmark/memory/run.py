@@ -163,7 +163,11 @@ def run(
     for entry in found["runs"]:
         for phase in entry["phases"]:
             phase["vram"] = report.peak(peaks, phase["start"], phase["stop"])
-    found |= {"exit": code, "ram_group": ram.group_peak(group) / 2**30, "limited": group is not None}
+    found |= {
+        "exit": code,
+        "ram_group": ram.group_peak(group) / 2**30,
+        "limited": group is not None or card.ram is None,
+    }
     if code and not any(entry["problem"] for entry in found["runs"]):
         found["died"] = "killed for memory" if code in (-9, 137) else f"exit {code}"
     if group:

@@ -20,7 +20,7 @@ from pathlib import Path
 from pack import ROOT, import_pack
 
 import_pack()
-from wancore.wan_core.paths import Card, named_card  # noqa: E402
+from wancore.wan_core.paths import OVERRIDE, Card, named_card  # noqa: E402
 from wancore.wan_core.planner.overview import overview_of  # noqa: E402
 from wancore.wan_core.planner.pace import Pace  # noqa: E402
 from wancore.wan_core.planner.plan import Machine  # noqa: E402
@@ -46,14 +46,16 @@ def card() -> Card:
     return named_card(here)
 
 
-def machine() -> Machine:
-    """What is free on it, as the driver and the system tell it."""
+def machine(named: Card) -> Machine:
+    """What is free on it, as the driver and the system tell it; with the memory of WANCORE_CARD's where it has one."""
     ram = 0.0
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         ram = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         pass  # not Linux: the plan says what is needed, not what is missing
+    if os.environ.get(OVERRIDE) and named.memory:
+        return Machine(named.describe(), named.memory * 2**30, ram)
     try:
         command = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
         text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
@@ -75,9 +77,10 @@ def learned(name: str) -> Pace:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="weights files, or folders with an index")
-    diagnosis = diagnose(parser.parse_args().files, card())
+    named = card()
+    diagnosis = diagnose(parser.parse_args().files, named)
     print(diagnosis.report())
-    here, known = machine(), [found.checkpoint for found in diagnosis.findings if found.checkpoint is not None]
+    here, known = machine(named), [found.checkpoint for found in diagnosis.findings if found.checkpoint is not None]
     print(*overview_of(known, here, learned(here.card)), sep="\n")
     return 0 if diagnosis.healthy else 1
 

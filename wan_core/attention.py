@@ -80,6 +80,8 @@ def _one_of_torch(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, heads: i
 
 
 def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return torch_attention(q, k, v, heads)  # its own gradients depend on card and version
     from flash_attn.cute import flash_attn_func  # compiles for seconds at its first call: not at import
 
     out = flash_attn_func(*(x.unflatten(2, (heads, -1)) for x in (q, k, v)))
@@ -97,7 +99,13 @@ def _works_on_hopper(device: torch.device) -> bool:
 
 
 def _has_flash_attention_4() -> bool:
-    return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
+    if find_spec("flash_attn") is None:
+        return False
+    try:
+        return find_spec("flash_attn.cute") is not None  # which imports flash_attn
+    except Exception as error:  # noqa: BLE001  (as one that was built for another PyTorch)
+        _note_refusal("flash-attention-4", error)
+        return False
 
 
 HALF = (torch.bfloat16, torch.float16)
@@ -203,10 +211,14 @@ def _works(kernel: Kernel, call: Callable[[Kernel], float]) -> bool:
     try:
         call(kernel)
     except Exception as error:  # noqa: BLE001  (a broken optional package must not stop a run that torch can do)
-        logging.info("attention kernel %s does not work here: %s", kernel.name, error)
-        _REFUSED[kernel.name] = (str(error).splitlines() or [type(error).__name__])[0]
+        _note_refusal(kernel.name, error)
         return False
     return True
+
+
+def _note_refusal(name: str, error: Exception) -> None:
+    logging.info("attention kernel %s does not work here: %s", name, error)
+    _REFUSED[name] = (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _CHOSEN: dict[Place, Kernel] = {}

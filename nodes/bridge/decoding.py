@@ -69,7 +69,7 @@ def _in_tiles(vae: comfy.sd.VAE, latent: Tensor, room: float, done: int = 0) -> 
             comfy.model_management.raise_non_oom(error)
             if max(width, height) <= LEAST_TILE:
                 raise
-        room /= 2
+        room = min(room, VAE_WORKING[scale].decode * width * height * _values(vae)) / 2  # never the same size again
         comfy.model_management.soft_empty_cache()
     for frames in canvas.frames[done:].split(SHOWN):
         yield frames.to(vae.device)

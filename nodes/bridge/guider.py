@@ -66,7 +66,9 @@ class DualExpertGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         run_args = (noise, latent_image, sampler, sigmas, *args)
         starts = (sigmas[:-1] >= self.boundary).tolist()
-        make_room([guider.model_patcher for guider in (self, self.other) if guider is not None])
+        needed = [self] if self.other is None or any(starts) else []
+        needed += [self.other] if self.other is not None and not all(starts) else []
+        make_room([guider.model_patcher for guider in needed])
         try:
             if self.other is None or not starts or all(starts):
                 return super().sample(*run_args, **kwargs)

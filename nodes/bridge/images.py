@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...wan_core import geometry
 from ...wan_core.image_conditioning import Keyframe, clip_parts, known_mask, pixel_parts
+from ...wan_core.planner.memory import LEAST_TILE, OVERLAP
 from ...wan_core.vae.causal import CausalVAE
 
 CONCAT_LATENT, CONCAT_MASK = "concat_latent_image", "concat_mask"  # what the models read from a conditioning
@@ -73,15 +74,21 @@ def encode_parts(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> 
     Where the GPU is too small for whole frames the clip is encoded in tiles, as ComfyUI does.
     """
     vae.throw_exception_if_invalid()
-    if isinstance(vae.first_stage_model, CausalVAE):
-        try:
-            return _in_whole_frames(vae, parts, frames)
-        except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
-            comfy.model_management.raise_non_oom(error)
-            logging.warning("WanCore: not enough GPU memory to encode whole frames; encoding tiles instead.")
-        comfy.model_management.soft_empty_cache()
+    if not isinstance(vae.first_stage_model, CausalVAE):
+        return vae.encode(_pictures(parts))
+    try:
+        return _in_whole_frames(vae, parts, frames)
+    except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
+        comfy.model_management.raise_non_oom(error)
+        logging.warning("WanCore: not enough GPU memory to encode whole frames; encoding tiles instead.")
+    comfy.model_management.soft_empty_cache()
+    return vae.encode_tiled(_pictures(parts), tile_x=LEAST_TILE, tile_y=LEAST_TILE, overlap=OVERLAP)
+
+
+def _pictures(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """The whole clip as ComfyUI's pictures [F, H, W, 3] in 0..1."""
     clip = torch.cat([part for part, times in parts for _ in range(times)], dim=2)
-    return vae.encode((clip[0].movedim(0, -1) + 1) / 2)
+    return (clip[0].movedim(0, -1) + 1) / 2
 
 
 def start_latent(latent: dict[str, Any], vae: Any, pictures: Tensor) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
@@ -117,7 +118,8 @@ class JoiningExpert(comfy.samplers.CFGGuider):
     def serve(self, x: Tensor, timestep: Tensor, added: Callable[[Options], Options], seed: int | None) -> Tensor:
         """The denoised estimate, with the options that the sampler added to the run's."""
         device = self.model_patcher.load_device
-        out = self.outer_predict_noise(x.to(device), timestep.to(device), added(self.run_options), seed)
+        with comfy.model_management.cuda_device_context(device):  # the run is on the other expert's
+            out = self.outer_predict_noise(x.to(device), timestep.to(device), added(self.run_options), seed)
         return out.to(x.device)
 
 

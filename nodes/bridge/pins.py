@@ -46,16 +46,16 @@ def make_room(models: Sequence[Any]) -> int:
 
     What they lack is counted as if all of it was to be copied, and what ComfyUI frees again behind every node as taken.
     """
-    own = [model for model in models if _is_dynamic(model)]
+    own = {id(model.model): model for model in models if _is_dynamic(model)}  # clones share one copy
     if not own or management.args.disable_pinned_memory:
         return 0
-    lacking = sum(max(0, model.model_size() - model.loaded_ram_size()) for model in own)
+    lacking = sum(max(0, model.model_size() - model.loaded_ram_size()) for model in own.values())
     short = lacking + max(_headroom(), LEAST_FREE) + HYSTERESIS - psutil.virtual_memory().available
     freed = 0
     for other in filter(None, management.loaded_models()):  # None: one that is gone
         if freed >= short:
             break
-        if _is_dynamic(other) and all(other.model is not model.model for model in own):
+        if _is_dynamic(other) and id(other.model) not in own:
             freed += other.partially_unload_ram(short - freed)
     return freed
 

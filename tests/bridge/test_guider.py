@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -95,6 +97,29 @@ def test_image_to_video_equals_two_native_runs():
     assert relative(ours, theirs) < 1e-5
     assert relative(ours, run(dual(*models))) > 1e-3
     assert torch.equal(image["concat_latent_image"], noise(8))
+
+
+def test_each_expert_computes_on_its_own_device(pair, monkeypatch):
+    """Programs start on CUDA's current device, wherever their tensors are."""
+    current, seen = [], set()
+
+    @contextmanager
+    def context(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    def note(executor, *args, **kwargs):
+        seen.add((args[1].flatten()[0].item() >= 1000 * BOUNDARY, len(current), current[-1]))
+        return executor(*args, **kwargs)
+
+    monkeypatch.setattr(comfy.model_management, "cuda_device_context", context)
+    models = [model.clone() for model in pair]
+    for model in models:
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "note", note)
+    run(dual(*models))
+    high, low = (model.load_device for model in models)
+    assert seen == {(True, 1, high), (False, 2, low)}  # the second one is the low expert's own
 
 
 def test_swapped_experts_differ(pair):

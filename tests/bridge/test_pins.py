@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from wancore.nodes.bridge import pins
+from wancore.nodes.bridge import guider, pins
 
 GIB = 2**30
 
@@ -72,6 +72,33 @@ def test_the_text_encoder_gives_way_to_the_experts(monkeypatch: pytest.MonkeyPat
     freed = pins.make_room([high, low])
     assert encoder.pinned == pytest.approx(kept * GIB, rel=0.1, abs=GIB / 10)
     assert freed == int(4.3 * GIB) - encoder.pinned and low.pinned == GIB
+
+
+def test_clones_of_one_model_share_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, high = Loaded(4 * GIB, 4 * GIB), Loaded(13 * GIB, 0)
+    clone = Loaded(13 * GIB, 0)
+    clone.model = high.model
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=20 * GIB))
+    monkeypatch.setattr(pins.management.args, "disable_pinned_memory", False)
+    monkeypatch.setattr(pins.management, "loaded_models", lambda: [high, encoder])
+    assert pins.make_room([high, clone]) == 0 and encoder.pinned == 4 * GIB
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "needed"), [([1.0, 0.5, 0.0], "high low"), ([1.0, 0.9], "high"), ([0.5, 0.0], "low"), ([], "")]
+)
+def test_room_is_made_for_the_experts_that_run(monkeypatch: pytest.MonkeyPatch, sigmas: list, needed: str) -> None:
+    class StopHereError(Exception):
+        pass
+
+    def note(models: list) -> int:
+        assert [model.name for model in models] == needed.split()
+        raise StopHereError
+
+    high, low = (SimpleNamespace(name=name, model_options={}) for name in ("high", "low"))
+    monkeypatch.setattr(guider, "make_room", note)
+    with pytest.raises(StopHereError):
+        guider.DualExpertGuider(high, low).sample(None, None, None, torch.tensor(sigmas))
 
 
 def test_plain_patchers_have_no_copies_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ import os
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -17,10 +19,12 @@ from ..comfy_host import import_comfy
 
 import_comfy()
 
+import comfy.memory_management
 from wancore.nodes.bridge import read_ahead
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.schedule import with_shift
 from wancore.pocket import family
+from wancore.wan_core.weights import gguf
 
 from .native_wan import SHIFT
 from .quantised_files import write_format
@@ -118,19 +122,76 @@ def test_only_where_it_helps_and_has_room(files, monkeypatch):
     assert read_ahead.files_of(model) == []
 
 
+def copied(model, path: Path, share: float) -> tuple[list, list]:
+    """Marks a model as Dynamic VRAM does when it holds pinned copies of its first layers; (copied, other) places."""
+    header, layers = gguf.read_header(path), [layer for layer in model.model.modules() if layer._parameters]
+    places = {tensor.start: (tensor.start, tensor.nbytes) for tensor in header.tensors.values()}
+    base = min(tensor.data_ptr() for tensor in read_ahead.plain_parameters(model.model)) - min(places)
+    found: tuple[list, list] = [], []
+    for number, layer in enumerate(layers):
+        is_copied = number < share * len(layers)
+        if is_copied:
+            layer.__dict__["_pins"] = {"weights": {}, "weights-loaded": {"pin": torch.empty(0), "registered": True}}
+        else:
+            layer.__dict__["_pins"] = {"weights": {"registered": False}}  # given up again
+        for tensor in read_ahead.plain_parameters(layer, recurse=False):
+            place = places.get(tensor.data_ptr() - base)
+            if place is not None:  # others were decoded when the file was read
+                mark = comfy.memory_management.TensorFileSlice(0, None, *place)
+                tensor.untyped_storage()._comfy_tensor_file_slice = mark
+                found[not is_copied].append(place)
+    return found
+
+
+def test_what_is_copied_is_not_read_again(files, monkeypatch):
+    low, (high, model) = files
+    monkeypatch.setattr(read_ahead, "GAP", 0)
+    held, others = copied(model, low, 0.5)
+    assert held and others
+    reader = read_ahead.read_ahead_of(model, high)
+    assert reader is not None and reader.left == sum(size for _, size in others)
+    covered = [(part.start, part.start + part.size) for part in reader.parts]
+    assert all(any(a <= start and start + size <= b for a, b in covered) for start, size in others)
+    reader.start()
+    reader.wait()
+    assert reader.done == sum(size for _, size in others) and reader.left == 0
+    copied(model, low, 1.0)
+    assert read_ahead.read_ahead_of(model, high) is None, "nothing is left to read"
+
+
+def test_a_running_model_that_is_copied_needs_no_room_for_its_file(files, monkeypatch):
+    low, (high, model) = files
+    (path,) = read_ahead.files_of(high)
+    free = read_ahead.SPARE + path.stat().st_size // 2
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert read_ahead.read_ahead_of(model, high) is None
+    copied(high, path, 1.0)
+    reader = read_ahead.read_ahead_of(model, high)
+    assert reader is not None and reader.left == min(path.stat().st_size // 2, low.stat().st_size)
+
+
+def test_places_that_lie_together_are_one_part(tmp_path):
+    places = [(100, 10), (0, 50), (50, 20), (200, 5), (60, 4)]
+    parts = read_ahead.joined(tmp_path, places)
+    assert parts == [read_ahead.Part(tmp_path, 0, 205)]  # gaps of a few bytes
+    far = read_ahead.joined(tmp_path, [(2 * read_ahead.GAP, 7), (0, 5)])
+    assert far == [read_ahead.Part(tmp_path, 0, 5), read_ahead.Part(tmp_path, 2 * read_ahead.GAP, 7)]
+
+
 def test_reading_ends_within_a_chunk(tmp_path):
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(64 * read_ahead.CHUNK)  # a hole: costs no disk
-    reader = read_ahead.ReadAhead([path], 3 * read_ahead.CHUNK)
+    whole = [read_ahead.Part(path, 0, 64 * read_ahead.CHUNK)]
+    reader = read_ahead.ReadAhead(whole, 3 * read_ahead.CHUNK)
     reader.start()
     reader.wait()
     assert reader.done == 3 * read_ahead.CHUNK
-    reader = read_ahead.ReadAhead([path], 64 * read_ahead.CHUNK)
+    reader = read_ahead.ReadAhead(whole, 64 * read_ahead.CHUNK)
     reader.start()
     reader.stop()
     assert reader.done < 64 * read_ahead.CHUNK and not threads()
-    missing = read_ahead.ReadAhead([tmp_path / "none", path], read_ahead.CHUNK)
+    missing = read_ahead.ReadAhead([read_ahead.Part(tmp_path / "none", 0, 1), *whole], read_ahead.CHUNK)
     missing.start()
     missing.wait()
     assert missing.done == read_ahead.CHUNK

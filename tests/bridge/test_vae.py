@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ import comfy.sd
 import comfy.utils
 from wancore.nodes.bridge import decoding
 from wancore.nodes.bridge.decoding import decode_chunks
+from wancore.nodes.bridge.images import encode_parts
 from wancore.nodes.bridge.vae import load_vae
 from wancore.wan_core.errors import WeightsFileError, WrongModelError
+from wancore.wan_core.planner import memory
 from wancore.wan_core.planner.memory import Working
 from wancore.wan_core.vae.wan21 import VAE21Config, WanVAE21
 from wancore.wan_core.vae.wan22 import VAE22Config, WanVAE22
@@ -272,6 +275,44 @@ def test_what_does_not_fit_is_decoded_in_tiles(path: Path, monkeypatch: pytest.M
     assert sizes[0] == (128 // scale, 96 // scale) and set(sizes[1:]) == {(80 // scale, 96 // scale)}
     assert frames.shape == whole.shape
     assert float((frames - whole).abs().mean()) < 0.02
+
+
+def test_what_does_not_fit_is_encoded_in_tiles(path: Path, kind: Kind):
+    """After one attempt at whole frames."""
+    vae, sizes = load_vae(path), []
+    clip = 2 * images(5, (256, 320)).movedim(-1, 0)[None] - 1
+    parts = [(clip[:, :, :1], 1), (clip[:, :, 1:], 1)]
+    whole = encode_parts(vae, parts, 5)
+
+    def refuse_large(module: torch.nn.Module, arguments: tuple) -> None:
+        sizes.append(tuple(arguments[0].shape[-2:]))
+        if sizes[-1] == sizes[0]:
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+    vae.first_stage_model.encoder.register_forward_pre_hook(refuse_large)
+    tiled = encode_parts(vae, parts, 5)
+    assert sizes.count(sizes[0]) == 1 and tiled.shape == whole.shape
+    assert float((tiled - whole).abs().mean()) < 0.1 * float(whole.abs().mean())
+
+
+def test_tiles_that_fail_are_not_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind):
+    """However much room there seemed to be."""
+    vae, sizes = load_vae(path), []
+    latent = vae.encode(images(1, (128, 160)))
+    scale = vae.spacial_compression_decode()
+    for module in (decoding, memory):
+        monkeypatch.setattr(module, "LEAST_TILE", 2 * scale)
+        monkeypatch.setattr(module, "OVERLAP", scale)
+
+    def refuse(module: torch.nn.Module, arguments: tuple) -> None:
+        sizes.append(tuple(arguments[0].shape[-2:]))
+        raise comfy.model_management.OOM_EXCEPTION("out of memory")
+
+    vae.first_stage_model.decoder.register_forward_pre_hook(refuse)
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION):
+        list(decoding._in_tiles(vae, latent, 1e12))
+    areas = [rows * columns for rows, columns in sizes]
+    assert sizes[-1] == (2, 2) and all(small < large for large, small in itertools.pairwise(areas))
 
 
 def test_weights_that_give_way_are_room(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,26 @@ def test_what_takes_long_to_begin_is_for_long_clips(name: str, least: int):
     assert [length for length in lengths if kernel.accepts(replace(place, queries=length))] == [
         length for length in lengths if length >= least
     ]
+
+
+def test_a_package_that_cannot_be_imported_is_left_out(tmp_path, monkeypatch):
+    """FlashAttention built for another PyTorch: asking for a part of it imports it."""
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("raise ImportError('flash_attn_2_cuda.so: undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    assert not module._has_flash_attention_4()
+    assert "flash-attention-4: flash_attn_2_cuda.so: undefined symbol" in module.refused()
+    module._REFUSED.pop("flash-attention-4")
+
+
+def test_gradients_go_through_pytorch():
+    """FlashAttention-4 has none on some cards; the package is not asked for here."""
+    q, k, v = torch.randn(3, 1, 5, 16, requires_grad=True).unbind(0)
+    out = module._flash_attention_4(q, k, v, 2)
+    assert torch.equal(out, torch_attention(q, k, v, 2)) and out.requires_grad
+    with torch.no_grad(), pytest.raises(ImportError):
+        module._flash_attention_4(q, k, v, 2)
 
 
 @pytest.mark.skipif(module.hopper16 is None, reason="no Triton with Gluon")

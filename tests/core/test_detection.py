@@ -399,6 +399,11 @@ def test_command_is_quick_and_exits_with_its_verdict(parts):
     )
     quickest = time.perf_counter() - start
     assert good.returncode == 0 and "28.58 GB" in good.stdout and "sm_89, 24 GiB" in good.stdout
+    card["WANCORE_CARD"] = "8.6:4"
+    small = subprocess.run(
+        [*command, models["t2v_A14B_expert"].path], capture_output=True, text=True, check=False, env=card
+    )
+    assert "VRAM: only 4.0 GiB are free" in small.stdout and "VRAM: only" not in good.stdout
     for _ in range(2):  # other processes may hold the machine up
         start = time.perf_counter()
         subprocess.run([*command, models["t2v_A14B_expert"].path], capture_output=True, check=False)

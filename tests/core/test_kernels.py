@@ -17,7 +17,7 @@ if not ON_DEVICE:
 
 else:
     from wancore.wan_core import kernels
-    from wancore.wan_core.kernels import channels, convolution, eager, fused, ggml, rows8
+    from wancore.wan_core.kernels import channels, convolution, eager, fused, ggml, rows8, trial
     from wancore.wan_core.kernels.rows8 import Form, Rows8
     from wancore.wan_core.ops import TorchOps
     from wancore.wan_core.rope import grid_axes, grid_rotation
@@ -152,6 +152,28 @@ else:
         packed = torch.zeros(145, dtype=torch.uint8, device=DEVICE)
         assert not ggml.accepts(packed, BY_NAME["Q4_K"]) and not ggml.accepts(packed[1:], BY_NAME["Q4_K"])
         assert not ggml.accepts(packed[:144], BY_NAME["F16"]) and ggml.accepts(packed[:144], BY_NAME["Q4_K"])
+
+    def test_a_triton_that_does_not_work_here_leaves_it_to_pytorch(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+        """As without a C compiler, or with a type that the card lacks: no forward may end with it."""
+        x, weight = random(2, 6, 96), random(96)
+        assert trial.works(x.device, torch.bfloat16) and trial.works(x.device, torch.float16)
+
+        class Broken:
+            def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+                raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+        trial.works.cache_clear()
+        monkeypatch.setattr(trial, "_double", Broken())
+        assert not fused.accepts(x, weight) and "C compiler" in caplog.text
+        close(kernels.rms_norm(x, weight, eps=1e-6), eager.rms_norm(x, weight, eps=1e-6))
+        packed = torch.zeros(144, dtype=torch.uint8, device=DEVICE)
+        called: list[int] = []
+        monkeypatch.setattr(ggml, "dequantize", lambda *_: called.append(1))
+        assert kernels.dequantize(packed, BY_NAME["Q4_K"], (1, 256), torch.float16).shape == (1, 256) and not called
+        clip = random(1, 32, 3, 5, 7).contiguous(memory_format=torch.channels_last_3d)
+        assert not channels.accepts(clip, random(32, 1, 1, 1))
+        assert not convolution.accepts(clip, random(8, 32, 3, 3, 3))
+        trial.works.cache_clear()
 
     def test_refuses_what_it_cannot_do() -> None:
         weight = random(96)

@@ -63,6 +63,21 @@ def test_parts_of_a_run(files):
     assert memory.least_ram(found) == max(phase.ram for phase in found)
 
 
+def test_tiles_are_joined_in_ram(files):
+    """A clip of floats, where the card has too little for whole frames."""
+    clip = Clip(1280, 720, 81)
+    high, vae_file = files["t2v_A14B_expert", "fp8"], files["vae21", "bf16"]
+    found = memory.phases(high, clip, vae_file=vae_file)
+    decode, floats = found[-1], 4 * 3 * 1280 * 720 * 81
+    assert memory.least_ram((decode,)) == memory.least_ram((decode,), decode.whole) == decode.ram
+    assert memory.least_ram((decode,), decode.whole - 1) == decode.ram + floats
+    small, large = (
+        plan(Run(high, clip, vae=vae_file), Machine(H200, decode.whole + more, 64 * GIB), pace.Pace({}))
+        for more in (-GIB, GIB)
+    )
+    assert small.ram == decode.ram + floats > large.ram
+
+
 def test_tiles_fit_their_room():
     for width, height, compression in ((1280, 704, 16), (1280, 720, 8), (832, 480, 8)):
         working = memory.VAE_WORKING[compression].decode

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from wancore.tools.benchmark.memory import cases, graphs, least_ram, report
+import torch
+from wancore.tools.benchmark.memory import cases, graphs, least_ram, ram, report
 from wancore.wan_core.weights import inspect
 
+from ..comfy_host import import_comfy
 from ..core.hollow_files import Nothing
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +72,49 @@ def test_peaks_are_those_between_two_times() -> None:
     assert report.peak(changes, 3.5, 9.0) == 1.0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_a_phase_has_the_most_ram_that_it_took() -> None:
+    import_comfy()
+    from wancore.tools.benchmark.memory import phases
+
+    watch = phases.Watch({}, None)
+    watch.begin("VAE decode")
+    canvas = torch.ones(2**28, dtype=torch.uint8)
+    time.sleep(4 * ram.PAUSE)
+    del canvas
+    watch.begin("save")
+    watch.end()
+    decode, save = watch.phases
+    assert decode.ram - save.ram == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_limit_that_was_not_set_is_said() -> None:
+    row = {"card": "12 GB", "engine": "WanCore", "model": "t2v-fp8", "clip": "480p81", "runs": []}
+    assert "NOT LIMITED" in report.line({**row, "limited": False})
+    assert "NOT LIMITED" not in report.line({**row, "limited": True})
+
+
+def test_a_run_that_never_works_has_no_least() -> None:
+    least, tries = least_ram.search(lambda size: "the VAE is broken")
+    assert least is None and tries[-1] == (least_ram.TO / cases.GIB, "the VAE is broken")
+
+
+def test_what_a_failed_call_had_fetched_is_let_go() -> None:
+    """Else it counts against every later try of the bisection."""
+    import_comfy()
+    import comfy.model_management as management
+    import comfy.model_prefetch as prefetch
+    from wancore.tools.benchmark.memory import phase_calls
+
+    layer = torch.nn.Linear(2, 2)
+    layer._prefetch = {"signature": None}  # pyright: ignore[reportArgumentType]
+    prefetch.PREFETCH_QUEUES.append([None, (None, (layer, [layer])), None])
+    management.STREAM_AIMDO_CAST_BUFFERS[None] = torch.empty(1)
+    phase_calls.release()
+    assert not hasattr(layer, "_prefetch") and not prefetch.PREFETCH_QUEUES and not management.STREAM_AIMDO_CAST_BUFFERS
+
+
 def test_the_least_ram_is_found_to_its_grain() -> None:
     least, tries = least_ram.search(lambda size: "" if size >= 3 * cases.GIB else "killed for memory")
-    assert 3 * cases.GIB <= least <= 3 * cases.GIB / (1 - least_ram.GRAIN)
+    assert least is not None and 3 * cases.GIB <= least <= 3 * cases.GIB / (1 - least_ram.GRAIN)
     assert {problem for size, problem in tries if size < 3} == {"killed for memory"}

@@ -45,7 +45,7 @@ __all__ = [
 
 def dequantize(packed: Tensor, kind: GgmlType, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """packed uint8 [bytes] of one GGUF tensor -> weights [shape] in `dtype`, computed in float32."""
-    if ggml is not None and ggml.accepts(packed, kind):
+    if ggml is not None and ggml.accepts(packed, kind) and ggml.works(packed.device, dtype):
         return ggml.dequantize(packed, kind, shape, dtype)
     return blocks.dequantize(packed, kind, shape, dtype)
 

@@ -1,6 +1,6 @@
 """Norm over the channels of a clip and SiLU, as one pass over memory, for tensors with channels last (Triton).
 
-Parity with vae/causal.py ChannelNorm: tests/core/test_channel_kernel.py, on CPU through Triton's interpreter.
+Parity with vae/causal.py ChannelNorm: tests/core/test_kernels.py, on CPU through Triton's interpreter.
 """
 
 # Triton compiles this function: constants arrive as plain values, whatever their annotation says.
@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .fused import FLOATS, INTERPRETED
+from .trial import works
 
 ELEMENTS = 8192  # values of one program
 
@@ -28,6 +29,7 @@ def accepts(x: Tensor, gamma: Tensor) -> bool:
         and x.ndim == 5
         and 1 < x.shape[1] <= ELEMENTS
         and x.is_contiguous(memory_format=torch.channels_last_3d)
+        and works(x.device, x.dtype)
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .fused import INTERPRETED
+from .trial import works
 
 HALVES = (torch.bfloat16, torch.float16)
 ARCHITECTURES = (9,)  # major compute capabilities on which this was measured to be faster than cuDNN
@@ -72,7 +73,8 @@ def accepts(x: Tensor, weight: Tensor) -> bool:
     """True for x [B, C, ...] and weight [C', C, ...] that the kernel takes, on a GPU where it is fast."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
         return False
-    return x.shape[1] % CHANNELS == 0 and (INTERPRETED or _is_fast(x, len(weight)))
+    fits = x.shape[1] % CHANNELS == 0 and (INTERPRETED or _is_fast(x, len(weight)))
+    return fits and works(x.device, x.dtype)
 
 
 def _is_fast(x: Tensor, outputs: int) -> bool:

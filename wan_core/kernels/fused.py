@@ -20,6 +20,7 @@ from torch import Tensor
 from ..stream import Span
 from . import programs
 from .rows8 import FLOAT8, Form, Rows8
+from .trial import works
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 MAX_WIDTH = 16384  # a row has to fit the registers of one program
@@ -33,9 +34,10 @@ def accepts(x: Tensor, *others: Tensor) -> bool:
     tensors = (x, *others)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return False  # the compiler fuses the reference itself; gradients flow through the reference
-    return x.shape[-1] <= MAX_WIDTH and all(
+    fits = x.shape[-1] <= MAX_WIDTH and all(
         (t.is_cuda or INTERPRETED) and t.dtype in FLOATS and t.stride(-1) == 1 for t in tensors
     )
+    return fits and works(x.device, x.dtype)
 
 
 def can_rotate(rotation: Tensor) -> bool:

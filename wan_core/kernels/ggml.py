@@ -21,6 +21,9 @@ from torch import Tensor
 from ..weights.ggml import IQ4_VALUES
 from ..weights.ggml_types import GgmlType
 from .fused import INTERPRETED
+from .trial import works
+
+__all__ = ["accepts", "dequantize", "works"]
 
 SPAN = 1024  # elements of one program
 

@@ -21,6 +21,7 @@ GIB = 2**30
 SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
 FETCHED = 2  # blocks on the GPU at one time: the one that computes and the next
 HALF = 2  # bytes of bfloat16 and float16
+FLOAT = 4  # bytes of a value of decoded tiles
 
 CONTEXT = 0.87 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
 SPARE = 2.5 * GIB  # that ComfyUI leaves free, or in PyTorch's pools, beside the weights that it keeps
@@ -117,6 +118,7 @@ class Phase:
     vram: float
     ram: float
     whole: float = 0.0  # VRAM with which a VAE takes whole frames; with less it takes tiles
+    canvas: float = 0.0  # RAM that these are joined in
 
 
 def activations(config: TransformerConfig, clip: Clip) -> float:
@@ -162,7 +164,8 @@ def vae(checkpoint: Checkpoint, clip: Clip, *, encode: bool) -> Iterator[Phase]:
         whole = CONTEXT + weights + working.encode * pixels
         yield Phase("VAE encode", CONTEXT + weights + working.encode * least, PROCESS + 4 * frames, whole)
     whole = CONTEXT + weights + working.decode * pixels
-    yield Phase("VAE decode", CONTEXT + weights + working.decode * least, PROCESS + 2 * frames, whole)
+    needed = CONTEXT + weights + working.decode * least
+    yield Phase("VAE decode", needed, PROCESS + 2 * frames, whole, FLOAT * frames / clip.batch)
 
 
 def tile(width: int, height: int, compression: int, room: float) -> tuple[int, int]:
@@ -200,9 +203,9 @@ def least_vram(found: tuple[Phase, ...]) -> float:
     return max(phase.vram for phase in found)
 
 
-def least_ram(found: tuple[Phase, ...]) -> float:
-    """Bytes with which every phase runs, the operating system's own not among them."""
-    return max(phase.ram for phase in found)
+def least_ram(found: tuple[Phase, ...], vram: float = 0.0) -> float:
+    """Bytes with which every phase runs, the operating system's own not among them; `vram` is free (0: enough)."""
+    return max(phase.ram + (phase.canvas if 0 < vram < phase.whole else 0.0) for phase in found)
 
 
 def transfer(checkpoint: Checkpoint, clip: Clip, vram: float) -> float:

@@ -100,7 +100,7 @@ def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
     return Plan(
         phases,
         memory.least_vram(phases),
-        memory.least_ram(phases),
+        memory.least_ram(phases, machine.vram),
         Weights.of(run.high).streamed,
         sent,
         forward,

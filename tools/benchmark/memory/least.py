@@ -125,6 +125,9 @@ def search(found: Found, case: Case, base: Path, balloon: Send) -> None:
 
     high = max(found.planned * 1.3, found.allocated + 3.0) * GIB
     least, found.tries = bisect(attempt, 0.4 * GIB, high, GRAIN)
-    found.least = round(least / GIB, 3)
+    if least is None:
+        found.problem = f"fails with {high / GIB:.1f} GiB, too: {found.tries[-1][1]}"
+    else:
+        found.least = round(least / GIB, 3)
     release()
     balloon(f"leave {FIRST}")

@@ -12,13 +12,13 @@ from pathlib import Path
 from ....wan_core.planner import memory
 from ....wan_core.weights import inspect
 from .bisection import Try, bisect
-from .cases import GIB, Clip, Model
+from .cases import GIB, Card, Clip, Model
 
 GRAIN = 0.04  # of the result: where the bisection ends
 FROM, TO = 0.5 * GIB, 10.0 * GIB  # bytes with which no run does, and with which every one should
 
 
-def planned(model: Model, clip: Clip, base: Path) -> float:
+def planned(model: Model, clip: Clip, card: Card, base: Path) -> float:
     """Bytes of RAM that the planner asks for."""
     models = base / "models"
     files = [inspect(models / "diffusion_models" / name) for name in model.files]
@@ -30,11 +30,11 @@ def planned(model: Model, clip: Clip, base: Path) -> float:
         vae_file=inspect(models / "vae" / model.vae),
         encode=model.has_picture,
     )
-    return memory.least_ram(found)
+    return memory.least_ram(found, card.vram or 0.0)
 
 
-def search(attempt: Try) -> tuple[float, list[tuple[float, str]]]:
-    """The least that a run does with, in bytes, and what was tried: GiB, what went wrong."""
+def search(attempt: Try) -> tuple[float | None, list[tuple[float, str]]]:
+    """The least that a run does with, in bytes (None: it fails with TO), and what was tried: GiB, what went wrong."""
     return bisect(attempt, FROM, TO, GRAIN)
 
 

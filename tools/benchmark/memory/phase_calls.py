@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as management
+import comfy.model_prefetch
+import comfy_aimdo.model_vbar
 import torch
 
 from ....nodes.bridge.decoding import decode_chunks
@@ -37,7 +39,10 @@ def prepare(phase: str, shapes: str, precision: str, clip: Clip, base: Path) -> 
 
 
 def release() -> None:
-    """Everything off the GPU."""
+    """Everything off the GPU; first what a call that failed had fetched ahead, as ComfyUI does behind every node."""
+    management.reset_cast_buffers()
+    comfy.model_prefetch.cleanup_prefetch_queues()
+    comfy_aimdo.model_vbar.vbars_reset_watermark_limits()
     management.unload_all_models()
     gc.collect()
     management.soft_empty_cache()

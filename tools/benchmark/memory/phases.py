@@ -42,7 +42,7 @@ class Phase:
     start: float  # seconds since the epoch
     stop: float = 0.0
     allocated: float = 0.0  # GiB that PyTorch held at most
-    ram: float = 0.0  # GiB of this process's own memory at its end
+    ram: float = 0.0  # GiB of this process's own memory at most
     sent: float = 0.0  # GB over the link
     rate: float = 0.0  # GB/s of it
     disk: float = 0.0  # GB read from the disk; until its end, the bytes that were read before it
@@ -58,6 +58,7 @@ class Watch:
     link: Link | None
     phases: list[Phase] = field(default_factory=list)
     forwards: list[dict[str, Any]] = field(default_factory=list)
+    peak: ram.Peak = field(default_factory=ram.Peak)
 
     def heard(self, event: str, data: dict[str, Any]) -> None:
         if event != "executing" or data.get("node") is None:
@@ -72,6 +73,7 @@ class Watch:
         self.end()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        self.peak.take()
         self.phases.append(Phase(name, time.time(), disk=ram.read()))
 
     def end(self) -> None:
@@ -81,7 +83,7 @@ class Watch:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             phase.allocated = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        phase.stop, phase.ram = time.time(), round(ram.own() / 2**30, 2)
+        phase.stop, phase.ram = time.time(), round(self.peak.take() / 2**30, 2)
         phase.disk, phase.pinned = round((ram.read() - phase.disk) / 1e9, 2), ram.pinned()
         if self.link is not None:
             sent = self.link.take()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
 NAME = "wancore_bench"
+PAUSE = 0.05  # seconds between two looks
 
 
 def make_group(limit: int) -> Path | None:
@@ -48,6 +51,27 @@ def tell(limit: int) -> None:
 def own() -> int:
     """Bytes of this process that are no pages of files."""
     return status("RssAnon") + status("RssShmem")
+
+
+class Peak:
+    """The most of this process's own memory since it was last asked."""
+
+    def __init__(self) -> None:
+        self._most, self._lock = own(), threading.Lock()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def take(self) -> int:
+        """Bytes."""
+        with self._lock:
+            now = own()
+            found, self._most = max(self._most, now), now
+        return found
+
+    def _look(self) -> None:
+        while True:
+            with self._lock:
+                self._most = max(self._most, own())
+            time.sleep(PAUSE)
 
 
 def status(name: str) -> int:

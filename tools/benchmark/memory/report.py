@@ -55,7 +55,8 @@ def line(row: Row) -> str:
         )
         sent, disk = ([round(forward[what], 2) for forward in entry["forwards"]] for what in ("sent", "disk"))
         parts.append(f"  per forward, GB: sent {sent}, from the disk {disk}")
-    tail = f"RAM peak {row.get('ram_group', 0):.1f} GiB" + (f", DIED: {row['died']}" if row.get("died") else "")
+    tail = f"RAM peak {row.get('ram_group', 0):.1f} GiB" + ("" if row.get("limited", True) else ", RAM NOT LIMITED")
+    tail += f", DIED: {row['died']}" if row.get("died") else ""
     return "\n  ".join([name, *parts, tail])
 
 

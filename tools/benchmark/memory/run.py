@@ -163,7 +163,11 @@ def run(
     for entry in found["runs"]:
         for phase in entry["phases"]:
             phase["vram"] = report.peak(peaks, phase["start"], phase["stop"])
-    found |= {"exit": code, "ram_group": ram.group_peak(group) / 2**30, "limited": group is not None}
+    found |= {
+        "exit": code,
+        "ram_group": ram.group_peak(group) / 2**30,
+        "limited": group is not None or card.ram is None,
+    }
     if code and not any(entry["problem"] for entry in found["runs"]):
         found["died"] = "killed for memory" if code in (-9, 137) else f"exit {code}"
     if group:
@@ -196,7 +200,7 @@ def bisect_ram(models: dict[str, Model], clip: Clip, cards: list[Card], base: Pa
     (engine, *_) = options.engines
     for card, (name, model) in product(cards, models.items()):
         row: dict[str, Any] = {"model": name, "clip": clip.name, "card": card.name, "engine": engine}
-        row["planned"] = least_ram.planned(model, clip, base)
+        row["planned"] = least_ram.planned(model, clip, card, base)
         print(f"{card.name}: {engine} {name} {clip.name}, planned {row['planned'] / cases.GIB:.2f} GiB", flush=True)
 
         def attempt(limit: int, model: Model = model, card: Card = card) -> str:
@@ -208,7 +212,11 @@ def bisect_ram(models: dict[str, Model], clip: Clip, cards: list[Card], base: Pa
             print(f"  {limit / cases.GIB:.2f} GiB: {problem or 'runs'}", flush=True)
             return problem
 
-        row["least"], row["tries"] = least_ram.search(attempt)
+        least, row["tries"] = least_ram.search(attempt)
+        row["least"] = least
+        print(
+            f"  least {least / cases.GIB:.2f} GiB" if least else f"  fails with {least_ram.TO / cases.GIB:.0f} GiB, too"
+        )
         rows.append(row)
         least_ram.write(rows, options.output)
     return 0

@@ -42,7 +42,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rates", nargs="+", type=float, default=[25.0], help="GB/s from RAM to the GPU")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["WanCore", "ComfyUI"])
     parser.add_argument("--runs", type=int, default=2, help="runs of the prompt in one process, the first one cold")
-    parser.add_argument("--steps", type=int, help="forwards of a run (default: the clip's)")
+    parser.add_argument("--steps", type=int, help="steps of a run (default: the clip's)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="above 1 a step needs both prompts")
     parser.add_argument(
         "--smoke", action="store_true", help="the miniature models on the CPU: only to see that it runs"
     )
@@ -71,8 +72,7 @@ def main(arguments: list[str]) -> int:
         if options.only_files:
             return 0
         clip = cases.CLIPS["smoke" if options.smoke else options.clip]
-        if options.steps:
-            clip = Clip(clip.name, clip.width, clip.height, clip.frames, options.steps, clip.cfg)
+        clip = replace(clip, steps=options.steps or clip.steps, cfg=options.guidance)
         cards = [Card("CPU", None, None)] if options.smoke else cases.cards(options.cards, options.rates)
         if options.least_ram:
             return bisect_ram(models, clip, cards, base, options)

@@ -85,7 +85,7 @@ def build(member: family.Member, *, fp8: bool, trained: bool = True) -> dict[str
     """All tensors of one file: bfloat16, or the published precision; trained weights where there are some."""
     kept = weights_file(member)
     if trained and kept.is_file():
-        stored = read_weights(member)
+        stored = {name: value for name, value in read_weights(member).items() if member.keeps(name)}
         if member in (family.S2V, family.AUDIO_ENCODER):
             stored = completed(member, stored)
         weights = {name: value.to(getattr(torch, member.dtype)) for name, value in stored.items()}

@@ -1,8 +1,8 @@
 """The form in which trained weights are kept: GGUF files, six to eight bits to a weight.
 
-Matrices are stored as Q6_K, other large tensors as Q8_0, small ones as BF16. What does not fit the format's rows, as
-convolutions and narrow matrices, is stored as one row, with its shape in the metadata (`comfy.gguf.orig_shape.NAME`).
-The T2V pair's files are checkpoints, which the pack loads as they are.
+Large tensors are stored as Q6_K, or as Q8_0 where they do not divide into its blocks; small ones as BF16. What does not
+fit the format's rows, as convolutions and narrow matrices, is stored as one row, with its shape in the metadata
+(`comfy.gguf.orig_shape.NAME`). The T2V pair's files are checkpoints, which the pack loads as they are.
 Format: ggml-org/ggml docs/gguf.md; blocks: ggml-quants.c, quantize_row_q8_0_ref and quantize_row_q6_K_ref, whose search
 for the best scales is left out here.
 """
@@ -72,7 +72,7 @@ def kind_of(weight: Tensor, *, checkpoint: bool = False) -> str:
     narrow = weight.ndim > 1 and weight.shape[-1] % SUPER > 0
     if weight.ndim < 2 or weight.numel() < LEAST or weight.numel() % 32 or (checkpoint and weight.ndim > 2):
         return "BF16"
-    return "Q8_0" if weight.ndim > 2 or weight.numel() % SUPER or (checkpoint and narrow) else "Q6_K"
+    return "Q8_0" if weight.numel() % SUPER or (checkpoint and narrow) else "Q6_K"
 
 
 def _dimensions(weight: Tensor, kind: str) -> tuple[int, ...]:

@@ -39,11 +39,12 @@ from wancore.wan_core.sampling.presets import PRESETS, Settings
 EVERYTHING = bool(os.environ.get("WANCORE_ALL_PROMPTS"))
 SEEDS = (0, 1, 2) if EVERYTHING else (0,)
 COMBINATIONS, FEW = 24, 12  # prompts of a sample: every held-out combination once, or half of them
+COMPARED = 48  # or twice, where what is to be seen is small
 TWENTY = Settings(preset="balanced")  # 20 steps with guidance
 FOUR = Settings(preset="fast")
 SIZE_5B = (128, 128)
 # Ways to use the experts, and how many prompts show surely what they lose.
-CHANGES = [("swapped", FEW), ("low alone", COMBINATIONS), *([("high alone", COMBINATIONS)] if EVERYTHING else [])]
+CHANGES = [("swapped", 32), ("low alone", COMBINATIONS), *([("high alone", COMBINATIONS)] if EVERYTHING else [])]
 AIMS = {"color": 0.95, "direction": 0.95, "shape": 0.90}
 AIMS_OF_FOUR_STEPS = {"color": 0.90, "direction": 0.90}
 FIRST_FRAME, DECODED = 28.0, 30.0  # dB
@@ -99,7 +100,7 @@ def t2v(files: Files) -> Studio:
 @cache
 def asked(count: int, seed: int = 0) -> tuple[Prompt, ...]:
     """Held-out prompts, every combination as often as the others."""
-    return tuple(held_out_prompts(seed, 64 if EVERYTHING else COMBINATIONS)[: None if EVERYTHING else count])
+    return tuple(held_out_prompts(seed, 64 if EVERYTHING else count))
 
 
 def film(studio: Studio, settings: Settings, count: int = FEW, seed: int = 0, **more) -> Obedience:
@@ -119,7 +120,7 @@ def require(found: Obedience, aims: dict[str, float]) -> None:
 @pytest.fixture(scope="module")
 def obeyed(t2v: Studio) -> Obedience:
     """What the pair does as it should be run."""
-    return film(t2v, TWENTY, COMBINATIONS)
+    return film(t2v, TWENTY, COMPARED)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,7 @@ def test_the_expert_pair_matters(change: str, count: int, t2v: Studio, obeyed: O
 @pytest.mark.slow
 def test_guidance_matters(t2v: Studio, obeyed: Obedience):
     """Without guidance the clips obey less."""
-    found = film(t2v, replace(TWENTY, guidance_high=1.0, guidance_low=1.0), COMBINATIONS)
+    found = film(t2v, replace(TWENTY, guidance_high=1.0, guidance_low=1.0), COMPARED)
     assert surely_fewer(found, obeyed), f"{found}; as it should be: {obeyed}"
 
 

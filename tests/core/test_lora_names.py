@@ -62,6 +62,12 @@ def test_norms_swap_their_numbers():
     assert official_name("diffusion_model.blocks.3.modulation.diff") == "diffusion_model.blocks.3.modulation.diff"
 
 
+def test_lightx2v_names_modulation_after_its_module():
+    """Source: ModelTC/LightX2V tools/extract/lora_extractor.py at 29c8504."""
+    assert official_name("diffusion_model.blocks.3.diff_m") == "diffusion_model.blocks.3.modulation.diff"
+    assert official_name("diffusion_model.head.diff_m") == "diffusion_model.head.modulation.diff"
+
+
 def test_what_is_no_lora_stays():
     for name in ("blocks.0.ffn.0.weight", "lora_te1_text_model_layers_0.lora_down.weight", "spiece_model"):
         assert official_name(name) == name

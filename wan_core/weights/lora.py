@@ -50,6 +50,7 @@ PARTS = (
     ("lora_magnitude_vector.default.weight", "dora_scale"),
     ("lora_magnitude_vector.weight", "dora_scale"),
     ("lora_magnitude_vector", "dora_scale"),
+    ("diff_m", "modulation.diff"),  # LightX2V's: a parameter of the module itself
 )
 AS_THEY_ARE = (
     "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "diff_b", "set_weight",

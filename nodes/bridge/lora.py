@@ -15,7 +15,8 @@ import torch
 from ...wan_core.errors import WrongModelError
 from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import LORA
-from ...wan_core.weights.lora import DOWN, PREFIX, layer_of, official_name, rank_scale, strangers, why_unknown
+from ...wan_core.weights.lora import DOWN, PREFIX, official_name, rank_scale, why_unknown
+from ...wan_core.weights.lora_fit import layer_of, strangers
 from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.names import is_distilled
 from .branches import has_quantised, reads_table

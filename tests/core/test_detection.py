@@ -332,7 +332,9 @@ def test_doctor_reads_broken_files_as_findings(tmp_path):
 def test_loras_are_judged_by_their_layers(spelling, parts, tmp_path):
     models, _, _ = parts
     name = SPELLINGS[spelling]("blocks.3.self_attn.q")
-    lora = inspect(files.write_hollow(tmp_path / "a.safetensors", {name: ("F16", [8, 5120])}))
+    other = name.replace("down", "up").replace("lora_A", "lora_B")
+    pair = {name: ("F16", [8, 5120]), other: ("F16", [5120, 8])}
+    lora = inspect(files.write_hollow(tmp_path / "a.safetensors", pair))
     assert lora.kind == "lora"
     assert passes(check_lora, models["t2v_A14B_expert"], lora)
     assert not passes(check_lora, models["ti2v_5B"], lora)
@@ -347,6 +349,7 @@ LAYER = "diffusion_model.blocks.3.self_attn.q"
         ({"lora_down.weight": [8, 5120], "lora_up.weight": [5120, 8]}, True),
         ({"lora_down.weight": [8, 5120], "lora_up.weight": [5120, 4]}, False),
         ({"lora_down.weight": [8, 5120], "lora_up.weight": [3072, 8]}, False),
+        ({"lora_down.weight": [8, 5120]}, False),
         ({"diff_b": [5120]}, True),
         ({"diff": [5120, 1]}, False),
     ],

@@ -10,7 +10,8 @@ from ..errors import WeightsFileError, WrongModelError
 from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
 from .families import DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint, inspect
-from .lora import DOWN, PREFIX, official_name, strangers, why_unknown
+from .lora import DOWN, PREFIX, official_name, why_unknown
+from .lora_fit import strangers
 from .names import is_distilled
 from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require
 

@@ -9,15 +9,13 @@ Sources: the headers of published files; diffusers src/diffusers/loaders/lora_co
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from .keys import diffusers_module
 
-Shape = Sequence[int]
 PREFIX = "diffusion_model."
-DOWN, UP = ".lora_down.weight", ".lora_up.weight"
+DOWN = ".lora_down.weight"
 DOTTED = (
     "base_model.model.",
     "model.diffusion_model.",
@@ -128,56 +126,6 @@ def why_unknown(layer: str) -> str:
     """Why it does no harm that the model lacks this module or has it in another shape; empty where it may."""
     text = layer.replace(".", "_")
     return next((why for word, why in HARMLESS.items() if re.search(rf"(?<![a-z]){word}(?![a-z])", text)), "")
-
-
-def layer_of(name: str, knows: Callable[[str], object]) -> str | None:
-    """The longest part of a tensor's name that the model knows; None: it knows none."""
-    layer = name
-    while "." in layer:
-        layer = layer.rpartition(".")[0]
-        if knows(layer):
-            return layer
-    return None
-
-
-def strangers(
-    shapes: Mapping[str, Shape], weight_of: Callable[[str], Shape | None]
-) -> tuple[list[str], set[str], set[str]]:
-    """Returns modules that the model does not have, layers that do not fit it, and layers that do.
-
-    `shapes`: {name as ComfyUI reads it: shape} of a LoRA; `weight_of`: the shape of a layer's weight in the model, by
-    its name there. A layer does not fit if a shape is another, or the ranks of its two halves differ.
-    """
-    unknown: dict[str, None] = {}
-    known: set[str] = set()
-    misfit: set[str] = set()
-    for name, shape in shapes.items():
-        layer = layer_of(name, lambda layer: weight_of(layer) is not None)
-        if layer is None:
-            unknown[module_of(name)] = None
-            continue
-        known.add(layer)
-        weight = weight_of(layer)
-        assert weight is not None
-        is_apart = name.endswith(DOWN) and not _joins(shape, name.removesuffix(DOWN), shapes)
-        if is_apart or not _fits(name, shape, weight):
-            misfit.add(layer)
-    return list(unknown), misfit, known - misfit
-
-
-def _fits(name: str, shape: Shape, weight: Shape) -> bool:
-    """Compares the outer sizes of a low-rank pair or a whole difference with the weight's; others pass."""
-    if name.endswith(DOWN):
-        return math.prod(shape[1:]) == math.prod(weight[1:])
-    if name.endswith((UP, ".diff_b")):
-        return shape[0] == weight[0]
-    return not name.endswith(".diff") or tuple(shape) == tuple(weight)
-
-
-def _joins(down: Shape, layer: str, shapes: Mapping[str, Shape]) -> bool:
-    """True if the other half of a low-rank pair has the same rank, or is none; a third part between them may differ."""
-    up = shapes.get(layer + UP, ())
-    return len(up) < 2 or layer + ".lora_mid.weight" in shapes or up[1] == down[0]
 
 
 def rank_scale(metadata: Mapping[str, str]) -> float:

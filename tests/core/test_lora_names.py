@@ -50,6 +50,16 @@ def test_every_module_in_every_spelling(spelling):
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    "shapes", ["s2v_14B", "animate_14B", "vace_14B", "fun_camera_A14B", "fun_control_A14B", "ti2v_5B"]
+)
+@pytest.mark.parametrize("spelling", ["kohya", "VideoX-Fun"])
+def test_modules_of_variants_get_their_dots_back(spelling, shapes):
+    modules = {name.removesuffix(".weight") for name in shapes_of(shapes) if name.endswith(".weight")}
+    wrong = [m for m in modules if official_name(SPELLINGS[spelling](m)) != f"diffusion_model.{m}.lora_down.weight"]
+    assert not wrong
+
+
 @pytest.mark.parametrize("part", ["alpha", "diff", "diff_b", "dora_scale", "hada_w2_a", "lokr_w1", "lora_mid.weight"])
 def test_other_parts_keep_their_names(part):
     wanted = f"diffusion_model.blocks.3.cross_attn.k_img.{part}"
@@ -76,6 +86,7 @@ def test_what_is_no_lora_stays():
 def test_harmless_parts_are_known():
     assert "picture" in why_unknown("diffusion_model.blocks.0.cross_attn.k_img")
     assert "picture" in why_unknown("lora_unet_img_emb_proj_1") and "encoder" in why_unknown("lora_te1_text_model")
+    assert "sparse attention" in why_unknown("diffusion_model.blocks.0.to_gate_compress")
     assert not why_unknown("diffusion_model.blocks.0.self_attn.k") and not why_unknown("double_blocks.0.img_attn")
 
 

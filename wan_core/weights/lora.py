@@ -67,6 +67,7 @@ HARMLESS = {
     "vace_blocks": "blocks of VACE",
     "vace_patch_embedding": "blocks of VACE",
     "patch_embedding": "another number of input channels",
+    "to_gate_compress": "gates of FastVideo's sparse attention, which full attention does not have",
     "lora_te[0-9]?": "the text encoder, which Wan LoRAs do not need",
     "text_encoder": "the text encoder, which Wan LoRAs do not need",
 }
@@ -77,7 +78,10 @@ WORDS = (
     "time_projection", "patch_embedding", "img_emb", "vace_blocks", "vace_patch_embedding", "before_proj",
     "after_proj", "condition_embedder", "time_embedder", "text_embedder", "image_embedder", "time_proj", "linear_1",
     "linear_2", "to_q", "to_k", "to_v", "to_out", "add_k_proj", "add_v_proj", "norm_added_k", "proj_out", "ref_conv",
-    "control_adapter", "face_adapter", "motion_encoder", "audio_injector", "face_encoder",
+    "control_adapter", "residual_blocks", "face_adapter", "fuser_blocks", "linear1_kv", "linear1_q", "q_norm", "k_norm",
+    "motion_encoder", "net_app", "face_encoder", "conv1_local", "conv1_global", "out_proj", "pose_patch_embedding",
+    "audio_injector", "injector_pre_norm_feat", "injector_pre_norm_vec", "injector_adain_layers",
+    "casual_audio_encoder", "final_linear", "cond_encoder", "frame_packer", "proj_2x", "proj_4x", "trainable_cond_mask",
 )  # fmt: skip
 _WORD = re.compile("|".join(sorted(WORDS, key=len, reverse=True)))
 

@@ -58,8 +58,7 @@ class WanCoreDoctor(io.ComfyNode):
         names = dict(zip(FOLDERS, (model, low_model, text_encoder, vae, lora), strict=True))
         paths = [path_of(FOLDERS[widget], name) for widget, name in names.items() if name != NONE]
         diagnosis = diagnose(paths, card_of())
-        needs = of_any([found.checkpoint for found in diagnosis.findings if found.checkpoint is not None])
-        report = "\n".join([*filter(None, [diagnosis.report()]), *needs]) or "no file chosen"
+        report = "\n".join([*filter(None, [diagnosis.report()]), *of_any(diagnosis.usable)]) or "no file chosen"
         show_on_node(cls.hidden.unique_id, report)
         return io.NodeOutput(report)
 

@@ -77,8 +77,9 @@ def main() -> int:
     parser.add_argument("files", nargs="+", help="weights files, or folders with an index")
     diagnosis = diagnose(parser.parse_args().files, card())
     print(diagnosis.report())
-    here, known = machine(), [found.checkpoint for found in diagnosis.findings if found.checkpoint is not None]
-    print(*overview_of(known, here, learned(here.card)), sep="\n")
+    here = machine()
+    for line in overview_of(diagnosis.usable, here, learned(here.card)):
+        print(line)
     return 0 if diagnosis.healthy else 1
 
 

@@ -95,11 +95,13 @@ def blocks(folder: Path, shapes: str, dtype: str, in_a_byte: int, size: int, sca
     return files.write_hollow(folder / "wan.safetensors", table)
 
 
-def sharded(folder: Path, shapes: str, rename=lambda name: name, model: str = "high_noise_model") -> Path:
+def sharded(
+    folder: Path, shapes: str, rename=lambda name: name, model: str = "high_noise_model", count: int = 3
+) -> Path:
     table, index = [(rename(name), value) for name, value in tensors_of(shapes).items()], {}
-    for number in range(3):
-        file = f"diffusion_pytorch_model-{number + 1:05}-of-00003.safetensors"
-        part = dict(table[number::3])
+    for number in range(count):
+        file = f"diffusion_pytorch_model-{number + 1:05}-of-{count:05}.safetensors"
+        part = dict(table[number::count])
         files.write_hollow(folder / model / file, part)
         index |= dict.fromkeys(part, file)
     (folder / model / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
@@ -320,6 +322,19 @@ def test_doctor_names_what_to_take_instead(parts):
     assert not bad.healthy and "wan_2.1_vae.safetensors" in bad.report()
     good = diagnose([models["t2v_A14B_expert"].path, vaes["vae21"].path, texts["umt5_xxl"].path])
     assert good.healthy and "These fit together." in good.report()
+
+
+def test_doctor_knows_what_is_no_part_of_a_model(parts, tmp_path):
+    """Files of other kinds and families beside those of a run: told apart, with the file to take, and nothing else."""
+    model = parts[0]["t2v_A14B_expert"].path
+    (tmp_path / "vae").mkdir()
+    strange = files.write_hollow(tmp_path / "vae" / "x.safetensors", {"something.weight": ("F16", [8])})
+    other = files.write_hollow(tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.qkv.weight": ("F16", [8, 4])})
+    for path, words in ((strange, "'something.weight'"), (other, "another family")):
+        diagnosis = diagnose([model, path])
+        assert not diagnosis.healthy and words in diagnosis.report() and "fit together" not in diagnosis.report()
+        assert [checkpoint.path for checkpoint in diagnosis.usable] == [model]
+    assert "Take wan_2.1_vae.safetensors" in diagnose([strange]).report(), "its folder says what it is meant to be"
 
 
 def test_doctor_reads_broken_files_as_findings(tmp_path):

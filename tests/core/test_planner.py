@@ -13,6 +13,7 @@ from wancore.wan_core.planner.plan import Machine, Run, expected, plan, what
 from wancore.wan_core.weights import Checkpoint, inspect
 
 from .hollow_files import text_encoder, transformer, vae
+from .weight_files import write_hollow
 
 MEASURED = json.loads(Path(__file__).with_name("planner_measured.json").read_text())
 H200 = "NVIDIA H200"
@@ -176,3 +177,12 @@ def test_files_in_any_order(files):
     lines = overview_of(found, Machine(), pace.Pace({}))
     assert [line.split(",")[0] for line in lines] == ["1280x720", "832x480"]
     assert overview_of(found[:2], Machine(), pace.Pace({})) == []
+
+
+def test_a_model_of_another_family_is_no_second_expert(files, tmp_path):
+    model = files["t2v_A14B_expert", "fp8"]
+    other = inspect(write_hollow(tmp_path / "x.safetensors", {"double_blocks.0.weight": ("F16", [8, 4])}))
+    alone = overview_of([model], Machine(), pace.Pace({}))
+    assert other.kind == model.kind and alone
+    for found in ([model, other], [other, model], [model, files["i2v_A14B_expert", "fp8"]]):
+        assert overview_of(found, Machine(), pace.Pace({})) == alone

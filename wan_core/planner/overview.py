@@ -35,9 +35,10 @@ def overview(
 
 
 def overview_of(files: Sequence[Checkpoint], machine: Machine, learned: Pace) -> list[str]:
-    """The same for files of which at least one is a diffusion model; a second one is its other expert."""
-    models = [file for file in files if file.kind == DIFFUSION_MODEL]
+    """The same for the first diffusion model of these files; another of its family is its other expert."""
+    models = [file for file in files if file.kind == DIFFUSION_MODEL and file.task is not None]
     if not models:
         return []
+    low = next((file for file in models[1:] if file.family.id == models[0].family.id), None)
     encoder, vae = (next((file for file in files if file.kind == kind), None) for kind in (TEXT_ENCODER, VAE))
-    return overview(models[0], machine, learned, low=(*models, None)[1], text_encoder=encoder, vae=vae)
+    return overview(models[0], machine, learned, low=low, text_encoder=encoder, vae=vae)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import WeightsFileError, WrongModelError
 from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
-from .families import DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
+from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint, inspect
 from .lora import DOWN, PREFIX, official_name, why_unknown
 from .lora_fit import strangers
 from .names import is_distilled
-from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require
+from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require_known, title_of
 
 GB = 1e9
 NO_CARD = Card(None)
@@ -47,7 +47,12 @@ class Diagnosis:
     """All files, and what does not fit between them."""
 
     findings: tuple[Finding, ...]
-    conflicts: tuple[str, ...]
+    conflicts: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> list[Checkpoint]:
+        """The files that nothing is wrong with, each alone."""
+        return [found.checkpoint for found in self.findings if found.checkpoint is not None and not found.problem]
 
     @property
     def healthy(self) -> bool:
@@ -64,9 +69,8 @@ class Diagnosis:
 
 def diagnose(paths: Sequence[str | Path], card: Card = NO_CARD) -> Diagnosis:
     """Reads the headers; `card` is the GPU that computes. Broken files become findings, not errors."""
-    findings = tuple(_finding(Path(path), card) for path in paths)
-    known = [finding.checkpoint for finding in findings if finding.checkpoint is not None and not finding.problem]
-    return Diagnosis(findings, tuple(_conflicts(known)))
+    alone = Diagnosis(tuple(_finding(Path(path), card) for path in paths))
+    return replace(alone, conflicts=tuple(_conflicts(alone.usable)))
 
 
 def _finding(path: Path, card: Card) -> Finding:
@@ -75,16 +79,15 @@ def _finding(path: Path, card: Card) -> Finding:
     except WeightsFileError as error:
         return Finding(path, (), str(error))
     problem = ""
-    if checkpoint.kind in (DIFFUSION_MODEL, TEXT_ENCODER, VAE, LORA):
-        try:
-            require(checkpoint, checkpoint.kind)
-        except WrongModelError as error:
-            problem = str(error)
+    try:
+        require_known(checkpoint)
+    except WrongModelError as error:
+        problem = str(error)
     return Finding(path, tuple(_facts(checkpoint, card)), problem, checkpoint)
 
 
 def _facts(checkpoint: Checkpoint, card: Card) -> Iterator[tuple[str, str]]:
-    yield "kind", f"{checkpoint.family.title} ({KIND_TITLES[checkpoint.kind]})"
+    yield "kind", title_of(checkpoint)
     parameters = sum(entry.count for entry in checkpoint.header.tensors.values())
     size = sum(entry.end - entry.start for entry in checkpoint.header.tensors.values())
     yield "size", f"{parameters / 1e9:.2f} billion numbers in {size / GB:.2f} GB"

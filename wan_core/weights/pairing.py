@@ -7,9 +7,10 @@ import os
 from ..errors import WrongModelError
 from ..tasks import TASKS
 from .downloads import with_address
-from .families import AUDIO_ENCODER, CLIP_VISION, DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
+from .families import AUDIO_ENCODER, CLIP_VISION, DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, UNKNOWN, VAE
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
+from .published import published_for
 
 # Published names. Source: huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged, split_files.
 FOLDERS = {
@@ -41,6 +42,23 @@ def place(kind: str, model: Checkpoint | None = None) -> str:
     return f"Take {file}, into {FOLDERS[kind]}"
 
 
+def require_known(checkpoint: Checkpoint) -> None:
+    """Raises:
+    WrongModelError: the file is of no kind that takes part in a run, or of another family than Wan's.
+    """
+    if checkpoint.kind != UNKNOWN:
+        require(checkpoint, checkpoint.kind)
+        return
+    file, folder = published_for(checkpoint.path)
+    raise WrongModelError(
+        "This file is no part of a Wan model",
+        where=_path(checkpoint),
+        found=f"tensors such as {min(checkpoint.header.tensors, default='none at all')[:60]!r}",
+        expected=f"a {', '.join(KIND_TITLES[kind] for kind in FOLDERS)}",
+        remedy=f"Take {with_address(file)}, into {folder}" if file else place(DIFFUSION_MODEL),
+    )
+
+
 def require(checkpoint: Checkpoint, kind: str) -> None:
     """Raises:
     WrongModelError: the file is of another kind, or of another family than Wan's.
@@ -50,12 +68,12 @@ def require(checkpoint: Checkpoint, kind: str) -> None:
         raise WrongModelError(
             f"This file is no {wanted}",
             where=_path(checkpoint),
-            found=f"a {_title(checkpoint)}",
+            found=f"a {title_of(checkpoint)}",
             expected=f"a {wanted}",
             remedy=place(kind),
         )
     if kind == DIFFUSION_MODEL:
-        _require_known(checkpoint)
+        _require_task(checkpoint)
     elif kind == AUDIO_ENCODER and checkpoint.family.id != "wav2vec2":
         raise WrongModelError(
             "This audio encoder is not the one of Wan S2V",
@@ -74,7 +92,7 @@ def require(checkpoint: Checkpoint, kind: str) -> None:
         )
 
 
-def _require_known(checkpoint: Checkpoint) -> None:
+def _require_task(checkpoint: Checkpoint) -> None:
     if checkpoint.task is None:
         native = checkpoint.config is not None
         raise WrongModelError(
@@ -153,7 +171,8 @@ def _path(checkpoint: Checkpoint) -> str:
     return repr(str(checkpoint.path))
 
 
-def _title(checkpoint: Checkpoint) -> str:
+def title_of(checkpoint: Checkpoint) -> str:
+    """What a file is, in words, its kind among them."""
     title = checkpoint.family.title
     return title if KIND_TITLES[checkpoint.kind] in title else f"{title} ({KIND_TITLES[checkpoint.kind]})"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config import TransformerConfig
 from ..errors import WeightsFileError
 from ..tasks import TASKS, Task
-from .container import read_header
+from .container import read_header, refuse_part
 from .families import DIFFUSION_MODEL, FILES, KIND_TITLES, TEXT_ENCODER, TRUNKS, UNKNOWN, VAE, Family
 from .ggml_types import BLOCK_TYPES
 from .header import DOWNLOAD_AGAIN, Header, TensorEntry
@@ -115,6 +115,7 @@ def inspect(path: str | Path) -> Checkpoint:
     Raises:
         WeightsFileError: the file is not readable as weights, or calls itself Wan and lacks its basic tensors.
     """
+    refuse_part(Path(path).absolute())
     header = read_header(path)
     transformer = _transformer(header)
     if transformer is not None:

@@ -337,6 +337,35 @@ def test_doctor_knows_what_is_no_part_of_a_model(parts, tmp_path):
     assert "Take wan_2.1_vae.safetensors" in diagnose([strange]).report(), "its folder says what it is meant to be"
 
 
+BLOCK = "blocks.7.ffn.0.weight"
+BROKEN = {  # what is wrong with the tensors of a model: changes of its table, and what is said
+    "a hole": ({BLOCK: None}, f"1 missing: {BLOCK}"),
+    "a block is gone": (
+        {name: None for name in tensors_of("t2v_1.3B") if "blocks.7." in name},
+        "27 missing: blocks.7.",
+    ),
+    "a hole around": ({"text_embedding.2.bias": None}, "1 missing: text_embedding.2.bias"),
+    "another size": ({BLOCK: ("BF16", [8960, 1024])}, f"1 of another shape: {BLOCK} [8960, 1024]"),
+    "whole numbers": ({BLOCK: ("I8", [8960, 1536])}, f"1 of another type: {BLOCK} I8"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_doctor_sees_tensors_that_are_not_the_models(what, tmp_path):
+    changes, words = BROKEN[what]
+    table = {**tensors_of("t2v_1.3B"), **changes}
+    path = files.write_hollow(tmp_path / "wan.safetensors", {name: value for name, value in table.items() if value})
+    diagnosis = diagnose([path])
+    assert not diagnosis.healthy and words in diagnosis.report() and "Take an unchanged file" in diagnosis.report()
+
+
+def test_doctor_sees_a_text_encoder_with_a_hole(tmp_path):
+    table = {name: ("BF16", shape) for name, shape in files.shapes_of("umt5_xxl").items()}
+    gone = next(name for name in table if name.startswith("blocks.9."))
+    del table[gone]
+    assert f"1 missing: {gone}" in diagnose([files.write_hollow(tmp_path / "t.safetensors", table)]).report()
+
+
 def test_doctor_reads_broken_files_as_findings(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"<!DOCTYPE html>")
     diagnosis = diagnose([tmp_path / "a.safetensors", tmp_path / "none.safetensors"])

@@ -497,6 +497,7 @@ def test_tensors_are_compared_by_name_and_shape():
     with pytest.raises(WrongModelError) as caught:
         check_tensors("x", "vae", {}, many)
     assert caught.value.found.startswith("9 missing: layer0, ") and caught.value.found.count("layer") == 5
+    assert "layer4, ... Take" in str(caught.value), "more are meant, and the sentence ends"
 
 
 def test_types_are_those_of_the_layout():

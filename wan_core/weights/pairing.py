@@ -11,6 +11,7 @@ from .families import AUDIO_ENCODER, CLIP_VISION, DIFFUSION_MODEL, KIND_TITLES, 
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
 from .published import published_for
+from .wholeness import check_blocks
 
 # Published names. Source: huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged, split_files.
 FOLDERS = {
@@ -61,7 +62,7 @@ def require_known(checkpoint: Checkpoint) -> None:
 
 def require(checkpoint: Checkpoint, kind: str) -> None:
     """Raises:
-    WrongModelError: the file is of another kind, or of another family than Wan's.
+    WrongModelError: the file is of another kind or of another family than Wan's, or tensors of its blocks are missing.
     """
     wanted = KIND_TITLES[kind]
     if checkpoint.kind != kind:
@@ -89,6 +90,11 @@ def require(checkpoint: Checkpoint, kind: str) -> None:
             found=f"a {checkpoint.family.title}",
             expected="UMT5" if kind == TEXT_ENCODER else "a Wan VAE",
             remedy=place(kind),
+        )
+    if kind in (DIFFUSION_MODEL, TEXT_ENCODER):
+        packed = checkpoint.is_packed or checkpoint.precision == "packed"
+        check_blocks(
+            _path(checkpoint), kind, checkpoint.shapes, checkpoint.types, quantised=checkpoint.quantised, packed=packed
         )
 
 

@@ -21,16 +21,16 @@ from comfy import sd1_clip
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from ...wan_core.errors import WeightsFileError
 from ...wan_core.text.clean import HAS_FTFY
 from ...wan_core.text.keys import encoder_names
 from ...wan_core.text.pieces import tokenizer_of
-from ...wan_core.text.tokenizer import END, FILES, PAD, Tokenizer, tokenizer_file
+from ...wan_core.text.tokenizer import END, PAD, Tokenizer
 from ...wan_core.text.umt5 import UMT5Config, UMT5Encoder
 from ...wan_core.weights.families import TEXT_ENCODER
 from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
+from ...wan_core.weights.vocabulary import TENSOR, tokenizer_file, weights_file
 from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
 from .branches import keep_quantised
 from .ops import wan_operations
@@ -232,16 +232,9 @@ def _tokenizer_model(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> T
     path = checkpoint.path
     if checkpoint.is_gguf:
         return Tokenizer(tokenizer_of(path), where=repr(str(path))).to_tensor()
-    inside = next((tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "spiece_model"), None)
+    inside = next((tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == TENSOR), None)
     if inside is not None:
         return Tokenizer.from_tensor(inside, where=repr(str(path))).to_tensor()
-    beside = tokenizer_file(checkpoint.header.files[0] if checkpoint.header.files else path)
-    if beside is None:
-        raise WeightsFileError(
-            "This text encoder has no tokenizer",
-            where=repr(str(path)),
-            found="no tensor spiece_model in the file",
-            expected=f"it, or one of {', '.join(name.format(stem=path.stem) for name in FILES)} in the same folder",
-            remedy="Take umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors, which carry it",
-        )
+    beside = tokenizer_file(weights_file(checkpoint))
+    assert beside is not None  # or the file would have been refused
     return Tokenizer.from_file(beside).to_tensor()

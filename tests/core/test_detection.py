@@ -29,6 +29,7 @@ from wancore.wan_core.errors import WrongModelError
 from wancore.wan_core.paths import Card
 from wancore.wan_core.weights import check_text_encoder, check_vae, inspect, require
 from wancore.wan_core.weights.doctor import check_lora, compute_path, diagnose
+from wancore.wan_core.weights.downloads import with_address
 
 from . import weight_files as files
 from .diffusers_vae import diffusers_vae_name
@@ -284,6 +285,7 @@ def parts(tmp_path_factory):
         f"encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight": ("F16", [32, 12])
         for block in range(2)
     }
+    (folder / "umt5_base.model").touch()
     texts["umt5 base"] = inspect(files.write_hollow(folder / "umt5_base.safetensors", small))
     clip = {"text_model.embeddings.token_embedding.weight": ("F16", [49408, 768])}
     texts["CLIP"] = inspect(files.write_hollow(folder / "clip_l.safetensors", clip))
@@ -357,6 +359,17 @@ def test_doctor_sees_tensors_that_are_not_the_models(what, tmp_path):
     path = files.write_hollow(tmp_path / "wan.safetensors", {name: value for name, value in table.items() if value})
     diagnosis = diagnose([path])
     assert not diagnosis.healthy and words in diagnosis.report() and "Take an unchanged file" in diagnosis.report()
+
+
+def test_doctor_sees_a_text_encoder_without_tokenizer(tmp_path):
+    """As umt5-xxl-enc-bf16 is published: it needs the official file beside it."""
+    path = files.write_model(tmp_path / "umt5-xxl-enc-bf16.safetensors", "umt5_xxl")
+    assert diagnose([path]).healthy
+    path.with_suffix(".model").unlink()
+    diagnosis = diagnose([path])
+    assert not diagnosis.healthy and "has no tokenizer" in diagnosis.report()
+    assert "umt5-xxl-enc-bf16.model, spiece.model" in diagnosis.report()
+    assert f"Take {with_address('umt5_xxl_fp8_e4m3fn_scaled.safetensors')}" in diagnosis.report()
 
 
 def test_doctor_sees_a_text_encoder_with_a_hole(tmp_path):

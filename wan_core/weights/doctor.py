@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import WeightsFileError, WrongModelError
+from ..errors import WanError, WeightsFileError, WrongModelError
 from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
 from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint, inspect
@@ -81,7 +81,7 @@ def _finding(path: Path, card: Card) -> Finding:
     problem = ""
     try:
         require_known(checkpoint)
-    except WrongModelError as error:
+    except WanError as error:
         problem = str(error)
     return Finding(path, tuple(_facts(checkpoint, card)), problem, checkpoint)
 

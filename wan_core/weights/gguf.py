@@ -275,5 +275,10 @@ def read_gguf(path: Path, size: int) -> Header:
         name: TensorEntry(tensor.kind.name, tensor.shape, tensor.start, tensor.start + tensor.nbytes)
         for name, tensor in header.tensors.items()
     }
-    texts = {key: value for key, value in header.metadata.items() if isinstance(value, str)}
+    left = (str, GgufArray)  # arrays are named only, and stay in the file
+    texts = {
+        key: value if isinstance(value, str) else ""
+        for key, value in header.metadata.items()
+        if isinstance(value, left)
+    }
     return Header(path, tensors, texts, "gguf")

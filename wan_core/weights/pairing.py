@@ -11,6 +11,7 @@ from .families import AUDIO_ENCODER, CLIP_VISION, DIFFUSION_MODEL, KIND_TITLES, 
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
 from .published import published_for
+from .vocabulary import require_tokenizer
 from .wholeness import check_blocks
 
 # Published names. Source: huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged, split_files.
@@ -45,7 +46,8 @@ def place(kind: str, model: Checkpoint | None = None) -> str:
 
 def require_known(checkpoint: Checkpoint) -> None:
     """Raises:
-    WrongModelError: the file is of no kind that takes part in a run, or of another family than Wan's.
+    WrongModelError: the file is of no kind that takes part in a run, or as `require` says.
+    WeightsFileError: as `require` says.
     """
     if checkpoint.kind != UNKNOWN:
         require(checkpoint, checkpoint.kind)
@@ -63,6 +65,7 @@ def require_known(checkpoint: Checkpoint) -> None:
 def require(checkpoint: Checkpoint, kind: str) -> None:
     """Raises:
     WrongModelError: the file is of another kind or of another family than Wan's, or tensors of its blocks are missing.
+    WeightsFileError: it is a text encoder without a tokenizer.
     """
     wanted = KIND_TITLES[kind]
     if checkpoint.kind != kind:
@@ -96,6 +99,8 @@ def require(checkpoint: Checkpoint, kind: str) -> None:
         check_blocks(
             _path(checkpoint), kind, checkpoint.shapes, checkpoint.types, quantised=checkpoint.quantised, packed=packed
         )
+    if kind == TEXT_ENCODER:
+        require_tokenizer(checkpoint)
 
 
 def _require_task(checkpoint: Checkpoint) -> None:

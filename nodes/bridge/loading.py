@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,7 +67,7 @@ def model_file(name: str) -> Checkpoint:
     Raises:
         WeightsFileError, WrongModelError: it is none that the pack runs.
     """
-    checkpoint = inspect(path_of(MODELS, name))
+    checkpoint = _inspect(MODELS, name)
     check_model_file(checkpoint)
     return checkpoint
 
@@ -77,13 +78,48 @@ def partner_of(folder: str, name: str) -> str | None:
     return next((listed[partner] for partner in partner_names(name) if partner in listed), None)
 
 
-def stamp(folder: str, name: str) -> tuple[str, int, int]:
-    """(name, time of change, bytes) of a file, so that a replaced file is read again; zeros where there is none."""
+Stamp = tuple[tuple[int, int], ...]  # time of change in nanoseconds and bytes, of each file of a model
+
+
+def stamp(folder: str, name: str | None) -> tuple[str, Stamp]:
+    """The name and what its files are like now, so that a replaced one is read again; nothing where there is none.
+
+    `name` is None for a widget that is linked, which has no value yet.
+    """
     try:
-        status = os.stat(path_of(folder, name))
+        return name or "", _stamp_of(path_of(folder, name)) if name else ()
     except (OSError, WeightsFileError):
-        return name, 0, 0
-    return name, status.st_mtime_ns, status.st_size
+        return name or "", ()
+
+
+def stamps(
+    model: str | None, low_model: str | None, text_encoder: str | None, vae: str | None
+) -> tuple[tuple[str, Stamp], ...]:
+    """The stamps of all files that the widgets of Wan Load Models mean; those of auto too, where it finds them."""
+    if model and low_model and text_encoder and vae and AUTO in (low_model, text_encoder, vae):
+        with suppress(WeightsFileError, WrongModelError, OSError):
+            chosen = select(model, low_model, text_encoder, vae)
+            files = (chosen.high, chosen.low, chosen.text_encoder, chosen.vae)
+            return tuple((str(file.path), _stamp_of(str(file.path))) for file in files if file is not None)
+    named = ((MODELS, model), (MODELS, low_model), (TEXT_ENCODERS, text_encoder), (VAES, vae))
+    return tuple(stamp(folder, name) for folder, name in named)
+
+
+def _stamp_of(path: str) -> Stamp:
+    """Of a file, or of all files of a folder: one that is written over in its place leaves the folder as it was."""
+    files = [path] if os.path.isfile(path) else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+    return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
+
+
+@lru_cache(maxsize=64)
+def _inspected(path: str, stamp: Stamp) -> Checkpoint:
+    """A header, read once for a file as it is now."""
+    return inspect(path)
+
+
+def _inspect(folder: str, name: str) -> Checkpoint:
+    path = path_of(folder, name)
+    return _inspected(path, _stamp_of(path))
 
 
 def _low_name(model: str, high: Checkpoint) -> str | None:
@@ -120,7 +156,7 @@ def _part(folder: str, name: str, kind: str, model: Checkpoint, check: Check) ->
 
 
 def _checked(folder: str, name: str, kind: str, model: Checkpoint, check: Check) -> Checkpoint:
-    checkpoint = inspect(path_of(folder, name))
+    checkpoint = _inspect(folder, name)
     require(checkpoint, kind)
     check(model, checkpoint)
     return checkpoint

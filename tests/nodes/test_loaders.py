@@ -265,13 +265,54 @@ def test_single_loaders_refuse_too(models, nothing_is_read, node):
     assert "page.safetensors" in caught.value.where and "web page" in caught.value.found
 
 
-def test_a_replaced_file_is_loaded_again(models):
-    widgets = {"model": HIGH, "low_model": "auto", "text_encoder": "auto", "vae": "auto"}
+@pytest.mark.parametrize("auto", [True, False], ids=["auto", "named"])
+@pytest.mark.parametrize(
+    "place", [f"diffusion_models/{HIGH}", f"diffusion_models/{LOW}", f"text_encoders/{TEXT}", f"vae/{VAE}"]
+)
+def test_a_replaced_file_is_loaded_again(place, auto, models):
+    widgets = {"model": HIGH, "low_model": LOW, "text_encoder": TEXT, "vae": VAE}
+    widgets |= dict.fromkeys(("low_model", "text_encoder", "vae"), "auto") if auto else {}
     before = loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
     assert before == loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
-    with (models / "diffusion_models" / HIGH).open("ab") as file:
-        file.write(b"x")
+    os.utime(models / place, ns=(1, 1))
     assert before != loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
+
+
+def test_a_file_beside_those_of_auto_loads_nothing_again(models):
+    widgets = {"model": HIGH, "low_model": "auto", "text_encoder": "auto", "vae": "auto"}
+    before = loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
+    (models / "vae" / "notes.safetensors").write_text("<html>")
+    folder_paths.filename_list_cache.clear()
+    assert before == loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
+
+
+def test_a_replaced_part_is_loaded_again(models):
+    folder = models / "diffusion_models" / "transformer"
+    folder.mkdir()
+    name = "diffusion_pytorch_model-00001-of-00002.safetensors"
+    (folder / name).touch()
+    os.utime(folder, ns=(1, 1))
+    before = loaders.WanCoreLoadDiffusionModel.fingerprint_inputs(model_name="transformer")
+    assert before == loaders.WanCoreLoadDiffusionModel.fingerprint_inputs(model_name="transformer")
+    os.utime(folder / name, ns=(1, 1))
+    assert before != loaders.WanCoreLoadDiffusionModel.fingerprint_inputs(model_name="transformer")
+
+
+def test_a_replaced_lora_is_loaded_again(models):
+    for lora_low in ("auto", LORA_LOW):
+        for name in (LORA_HIGH, LORA_LOW):
+            widgets = {"lora_high": LORA_HIGH, "lora_low": lora_low}
+            before = lora.WanCoreLoraPair.fingerprint_inputs(**widgets)
+            os.utime(models / "loras" / name, ns=(1, len(lora_low)))
+            assert before != lora.WanCoreLoraPair.fingerprint_inputs(**widgets), (lora_low, name)
+
+
+def test_a_linked_widget_has_no_stamp(models):
+    """ComfyUI would load a model anew for every run where this fails."""
+    widgets = {"model": None, "low_model": "auto", "text_encoder": TEXT, "vae": VAE}
+    assert loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)[0] == ("", ())
+    assert loaders.WanCoreLoadVAE.fingerprint_inputs(vae_name=None) == ("", ())
+    assert lora.WanCoreLoraPair.fingerprint_inputs(lora_high=None, lora_low="auto")[0] == ("", ())
 
 
 def test_new_nodes_show_the_high_noise_model(models):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..geometry import OFFICIAL_SIZES
 from ..weights import Checkpoint
 from ..weights.families import DIFFUSION_MODEL, TEXT_ENCODER, VAE
-from .memory import Clip
+from .memory import Clip, Part
 from .pace import Pace
 from .plan import Machine, Run, plan
 
@@ -25,11 +25,13 @@ def overview(
     task = high.task
     if task is None or high.config is None:
         return []
+    model = Part.of(high)
+    parts = [None if file is None else Part.of(file) for file in (low, text_encoder, vae)]
     found = []
     for width, height in OFFICIAL_SIZES.get(task.id, ()):
         if width >= height:
             clip = Clip(width, height, task.frames)
-            run = Run(high, clip, low, text_encoder, vae, encodes=high.config.in_dim > high.config.out_dim)
+            run = Run(model, clip, *parts, encodes=high.config.in_dim > high.config.out_dim)
             found.append(f"{width}x{height}, {task.frames} frames: {plan(run, machine, learned).line(machine)}")
     return found
 

@@ -15,6 +15,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 from pack import ROOT, import_pack
@@ -75,6 +76,8 @@ def learned(name: str) -> Pace:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="weights files, or folders with an index")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have letters that a console has not
     diagnosis = diagnose(parser.parse_args().files, card())
     print(diagnosis.report())
     here = machine()

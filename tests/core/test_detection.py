@@ -473,3 +473,13 @@ def test_command_is_quick_and_exits_with_its_verdict(parts):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not any(line.endswith("| torch") for line in imports.stderr.splitlines()), "torch takes seconds to import"
+
+
+def test_command_prints_names_that_the_console_cannot(tmp_path):
+    """As on Windows, where output into a file or pipe is in an old code page."""
+    path = files.write_model(tmp_path / "\u89c6\u9891.safetensors", "vae21")
+    command = [sys.executable, str(ROOT / "tools" / "doctor.py"), path]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONIOENCODING": "cp1252"}
+    )
+    assert found.returncode == 0 and "\\u89c6\\u9891.safetensors" in found.stdout, found.stderr

@@ -15,8 +15,8 @@ import torch
 from ...wan_core.errors import WrongModelError
 from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import LORA
-from ...wan_core.weights.lora import DOWN, PREFIX, official_name, rank_scale, why_unknown
-from ...wan_core.weights.lora_fit import layer_of, strangers
+from ...wan_core.weights.lora import DOWN, official_name, rank_scale
+from ...wan_core.weights.lora_fit import layer_of, mismatches, strangers
 from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.names import is_distilled
 from .branches import has_quantised, reads_table
@@ -24,7 +24,6 @@ from .facts import DISTILLED, model_facts
 from .lora_table import LoraRow, can_read_table, rows_of, with_row
 from .soundness import check_lora
 
-SHOWN = 3  # names in a report
 DELTAS = (".diff", ".diff_b")  # whole differences, beside the low-rank ones
 
 
@@ -44,16 +43,8 @@ class LoraMatch:
         total = self.applied + len(self.unknown) + len(self.misfit)
         strengths = " ".join(f"{strength:g}" for strength in self.strengths)
         where = "beside the weights" if self.beside else "merged"
-        text = f"{self.name} (strength {strengths}, {where}): {self.applied} of {total} layers"
-        for what, layers in (("unknown", self.unknown), ("of another shape", self.misfit)):
-            by_reason: dict[str, list[str]] = {}
-            for layer in layers:
-                by_reason.setdefault(why_unknown(layer), []).append(layer.removeprefix(PREFIX))
-            for reason, named in by_reason.items():
-                harmless = f", harmless ({reason})" if reason else ""
-                more = ", ..." if len(named) > SHOWN else ""
-                text += f"; {len(named)} {what}{harmless}: {', '.join(named[:SHOWN])}{more}"
-        return text
+        matched = f"{self.applied} of {total} layers{mismatches(self.unknown, self.misfit)}"
+        return f"{self.name} (strength {strengths}, {where}): {matched}"
 
 
 def apply_lora(

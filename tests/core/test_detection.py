@@ -421,8 +421,20 @@ def test_the_doctor_judges_loras_as_the_loader_does(kind, shapes, fits, tmp_path
     lora = files.write_hollow(tmp_path / "lora.safetensors", tensors)
     diagnosis = diagnose([model, lora])
     assert diagnosis.healthy == fits, diagnosis.report()
+    assert ("lora.safetensors on wan" in diagnosis.report()) == fits
     if not fits:
         assert "blocks.3.self_attn.q" in diagnosis.report() and "Take a LoRA made for" in diagnosis.report()
+
+
+def test_the_doctor_counts_what_of_a_lora_matches(parts, tmp_path):
+    layers = ("blocks.3.self_attn.q", "blocks.3.cross_attn.k_img", "blocks.3.to_gate_compress", "blocks.77.ffn.0")
+    pair = {"lora_A.weight": ("F16", [8, 5120]), "lora_B.weight": ("F16", [5120, 8])}
+    tensors = {f"diffusion_model.{layer}.{part}": value for layer in layers for part, value in pair.items()}
+    report = diagnose(
+        [parts[0]["t2v_A14B_expert"].path, files.write_hollow(tmp_path / "a.safetensors", tensors)]
+    ).report()
+    assert "a.safetensors on t2v_A14B_expert.safetensors: 1 of 4 layers; 1 unknown, harmless (picture" in report
+    assert "harmless (gates of FastVideo's" in report and "; 1 unknown: blocks.77.ffn.0" in report
 
 
 def test_compute_path(parts, tmp_path):

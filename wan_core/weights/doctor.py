@@ -11,7 +11,7 @@ from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
 from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint, inspect
 from .lora import DOWN, PREFIX, official_name, why_unknown
-from .lora_fit import strangers
+from .lora_fit import mismatches, strangers
 from .names import is_distilled
 from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require_known, title_of
 
@@ -48,6 +48,7 @@ class Diagnosis:
 
     findings: tuple[Finding, ...]
     conflicts: tuple[str, ...] = ()
+    matches: tuple[str, ...] = ()  # of LoRAs with models
 
     @property
     def usable(self) -> list[Checkpoint]:
@@ -59,7 +60,7 @@ class Diagnosis:
         return not self.conflicts and not any(finding.problem for finding in self.findings)
 
     def report(self) -> str:
-        parts = [finding.report() for finding in self.findings]
+        parts = [*(finding.report() for finding in self.findings), *self.matches]
         if self.conflicts:
             parts.append("\n".join(("These do not fit together:", *(f"  {line}" for line in self.conflicts))))
         elif len(self.findings) > 1 and self.healthy:
@@ -70,7 +71,7 @@ class Diagnosis:
 def diagnose(paths: Sequence[str | Path], card: Card = NO_CARD) -> Diagnosis:
     """Reads the headers; `card` is the GPU that computes. Broken files become findings, not errors."""
     alone = Diagnosis(tuple(_finding(Path(path), card) for path in paths))
-    return replace(alone, conflicts=tuple(_conflicts(alone.usable)))
+    return replace(alone, conflicts=tuple(_conflicts(alone.usable)), matches=tuple(_matches(alone.usable)))
 
 
 def _finding(path: Path, card: Card) -> Finding:
@@ -170,14 +171,7 @@ def check_lora(model: Checkpoint, lora: Checkpoint) -> None:
     """Raises:
     WrongModelError: no layer of the LoRA fits a layer of the model.
     """
-    weights = model.unpacked_shapes
-
-    def weight_of(layer: str) -> Sequence[int] | None:
-        name = layer.removeprefix(PREFIX)
-        return weights.get(f"{name}.weight", weights.get(name))
-
-    shapes = {official_name(name): shape for name, shape in lora.shapes.items()}
-    unknown, misfit, fitting = strangers(shapes, weight_of)
+    unknown, misfit, fitting = _matched(model, lora)
     if fitting:
         return
     serious = [layer for layer in (*sorted(misfit), *unknown) if not why_unknown(layer)]
@@ -189,3 +183,27 @@ def check_lora(model: Checkpoint, lora: Checkpoint) -> None:
         expected=f"layers of width {model.config.dim}",
         remedy=f"Take a LoRA made for {model.family.title}",
     )
+
+
+def _matches(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
+    """How much of each LoRA reaches each model, where something does."""
+    for lora in checkpoints:
+        for model in checkpoints:
+            if (lora.kind, model.kind) != (LORA, DIFFUSION_MODEL):
+                continue
+            unknown, misfit, fitting = _matched(model, lora)
+            if fitting:
+                total = len(unknown) + len(misfit) + len(fitting)
+                rest = mismatches(unknown, sorted(misfit))
+                yield f"{lora.name} on {model.name}: {len(fitting)} of {total} layers{rest}"
+
+
+def _matched(model: Checkpoint, lora: Checkpoint) -> tuple[list[str], set[str], set[str]]:
+    """Layers that the model does not have, that do not fit it, and that do."""
+    weights = model.unpacked_shapes
+
+    def weight_of(layer: str) -> Sequence[int] | None:
+        name = layer.removeprefix(PREFIX)
+        return weights.get(f"{name}.weight", weights.get(name))
+
+    return strangers({official_name(name): shape for name, shape in lora.shapes.items()}, weight_of)

@@ -6,11 +6,13 @@ ComfyUI says of a layer of another size that it failed in its log alone, and goe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from .lora import module_of
+from .lora import PREFIX, module_of, why_unknown
 
 Shape = Sequence[int]
+SHOWN = 3  # names of a kind in a report
+
 Parts = Mapping[str, Shape]  # of one layer: {part as ComfyUI reads it: shape}
 
 
@@ -32,6 +34,20 @@ def strangers(
             layers.setdefault(layer, {})[name[len(layer) + 1 :]] = shape
     misfit = {layer for layer, parts in layers.items() if not fits(parts, weight_of(layer) or ())}
     return list(unknown), misfit, layers.keys() - misfit
+
+
+def mismatches(unknown: Collection[str], misfit: Collection[str]) -> str:
+    """What did not match, behind a count of what did: each kind with its reason and a few names, or nothing."""
+    text = ""
+    for what, layers in (("unknown", unknown), ("of another shape", misfit)):
+        by_reason: dict[str, list[str]] = {}
+        for layer in layers:
+            by_reason.setdefault(why_unknown(layer), []).append(layer.removeprefix(PREFIX))
+        for reason, named in by_reason.items():
+            harmless = f", harmless ({reason})" if reason else ""
+            more = ", ..." if len(named) > SHOWN else ""
+            text += f"; {len(named)} {what}{harmless}: {', '.join(named[:SHOWN])}{more}"
+    return text
 
 
 def layer_of(name: str, knows: Callable[[str], object]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +18,7 @@ from ...wan_core.weights.names import LOW, expert_of, partner_names
 from ...wan_core.weights.pairing import place
 from .files import choices, path_of
 from .model import check_model_file
+from .whole import check_whole
 
 AUTO, NONE = "auto", "none"
 MODELS, TEXT_ENCODERS, VAES, LORAS = "diffusion_models", "text_encoders", "vae", "loras"
@@ -67,7 +68,8 @@ def model_file(name: str) -> Checkpoint:
     Raises:
         WeightsFileError, WrongModelError: it is none that the pack runs.
     """
-    checkpoint = _inspect(MODELS, name)
+    path = path_of(MODELS, name)
+    checkpoint = _inspected(path, _stamp_of(path))
     check_model_file(checkpoint)
     return checkpoint
 
@@ -117,9 +119,10 @@ def _inspected(path: str, stamp: Stamp) -> Checkpoint:
     return inspect(path)
 
 
-def _inspect(folder: str, name: str) -> Checkpoint:
-    path = path_of(folder, name)
-    return _inspected(path, _stamp_of(path))
+@lru_cache(maxsize=64)
+def _check_whole(path: str, stamp: Stamp) -> None:
+    """See check_whole; once for a file as it is now."""
+    check_whole(_inspected(path, stamp))
 
 
 def _low_name(model: str, high: Checkpoint) -> str | None:
@@ -147,22 +150,30 @@ def _part(folder: str, name: str, kind: str, model: Checkpoint, check: Check) ->
     if name != AUTO:
         return _checked(folder, name, kind, model, check)
     fitting: list[Checkpoint] = []
+    others: dict[str, str] = {}  # and why not
     for listed in choices(folder):
-        with suppress(WeightsFileError, WrongModelError):  # other people's files in the folder are no error
+        try:
             fitting.append(_checked(folder, listed, kind, model, check))
+        except (WeightsFileError, WrongModelError) as error:  # other people's files in the folder are no error
+            others[Path(listed).name] = error.what
     if len(fitting) == 1:
         return fitting[0]
-    _refuse_auto(folder, kind, model, fitting)
+    _refuse_auto(folder, kind, model, fitting, others)
 
 
 def _checked(folder: str, name: str, kind: str, model: Checkpoint, check: Check) -> Checkpoint:
-    checkpoint = _inspect(folder, name)
+    path = path_of(folder, name)
+    stamp = _stamp_of(path)
+    checkpoint = _inspected(path, stamp)
     require(checkpoint, kind)
     check(model, checkpoint)
+    _check_whole(path, stamp)
     return checkpoint
 
 
-def _refuse_auto(folder: str, kind: str, model: Checkpoint, fitting: list[Checkpoint]) -> NoReturn:
+def _refuse_auto(
+    folder: str, kind: str, model: Checkpoint, fitting: list[Checkpoint], others: Mapping[str, str]
+) -> NoReturn:
     widget = "vae" if folder == VAES else "text_encoder"
     if fitting:
         names = ", ".join(checkpoint.name for checkpoint in fitting[:LISTED])
@@ -172,8 +183,8 @@ def _refuse_auto(folder: str, kind: str, model: Checkpoint, fitting: list[Checkp
             found=f"{len(fitting)} in models/{folder} that fit: {names}",
             remedy=f"Choose one of them in the widget {widget}",
         )
-    names = [Path(name).name for name in choices(folder)]
-    listed = f"{', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}" if names else "nothing"
+    told = [f"{name} ({why[:1].lower()}{why[1:]})" for name, why in others.items()]
+    listed = f"{', '.join(told[:LISTED])}{', ...' if len(told) > LISTED else ''}" if told else "nothing"
     raise WrongModelError(
         "auto finds no file that fits the model",
         where=widget,

@@ -155,7 +155,7 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     checkpoint = inspect(path)
     require(checkpoint, TEXT_ENCODER)
     path = str(checkpoint.path)
-    config = _config(checkpoint)
+    config = check_text_encoder_file(checkpoint)
     files = files_of(checkpoint)
     tensors, metadata = read_tensors(checkpoint)
     check_small(tensors, repr(path))
@@ -195,8 +195,12 @@ def _patcher(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.Mo
     return load_text_encoder(path, disable_dynamic=disable_dynamic).patcher
 
 
-def _config(checkpoint: Checkpoint) -> UMT5Config:
-    """Sizes of the encoder, once every tensor is there in its right shape and type."""
+def check_text_encoder_file(checkpoint: Checkpoint) -> UMT5Config:
+    """Sizes of the encoder, once every tensor is there in its right shape and type.
+
+    Raises:
+        WrongModelError: one is not.
+    """
     where, named = repr(str(checkpoint.path)), checkpoint.names.items()
     new = {old: new for old, new in encoder_names(checkpoint.shapes).items() if new.startswith(PARAMETERS)}
     tensors = {new[old]: checkpoint.header.tensors[name] for name, old in named if old in new}

@@ -79,7 +79,7 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> comfy.sd.
     """
     checkpoint = inspect(path)
     require(checkpoint, VAE)
-    _check(checkpoint)
+    check_vae_file(checkpoint)
     vae = _configured(checkpoint, dtype)
     _install(vae, checkpoint)
     return vae
@@ -105,7 +105,7 @@ def _is_vae22(shapes: Shapes) -> bool:
     return any(name.startswith("decoder.upsamples.0.upsamples.") for name in shapes)
 
 
-def _check(checkpoint: Checkpoint) -> None:
+def check_vae_file(checkpoint: Checkpoint) -> None:
     """Checks by the header that every tensor is there in its right shape and type.
 
     Raises:
@@ -145,7 +145,7 @@ def _install(vae: comfy.sd.VAE, checkpoint: Checkpoint, *, disable_dynamic: bool
 def _patcher(path: str, dtype: torch.dtype, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """Reads the VAE again for another device or another kind of patcher."""
     checkpoint = inspect(path)
-    _check(checkpoint)
+    check_vae_file(checkpoint)
     vae = _configured(checkpoint, dtype)
     _install(vae, checkpoint, disable_dynamic=disable_dynamic)
     return vae.patcher

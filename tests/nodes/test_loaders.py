@@ -20,7 +20,7 @@ import_comfy()
 import comfy.model_management as management
 import comfy.utils
 import folder_paths
-from wancore.nodes import loaders, lora
+from wancore.nodes import doctor, loaders, lora
 from wancore.nodes.bridge import loading
 from wancore.nodes.bridge.facts import model_facts
 from wancore.nodes.bridge.files import choices, path_of
@@ -146,7 +146,21 @@ def test_auto_with_no_fitting_file_says_what_is_there(models, nothing_is_read):
     (models / "text_encoders" / TEXT).rename(models / "vae" / "umt5.safetensors")
     (models / "text_encoders" / "notes.safetensors").write_text("<html>")
     error = refused()
-    assert error.where == "text_encoder" and "notes.safetensors" in error.found and TEXT in error.remedy
+    assert error.where == "text_encoder" and TEXT in error.remedy
+    assert "notes.safetensors (this is no weights file)" in error.found
+
+
+def test_auto_says_what_is_wrong_with_the_only_file(models, nothing_is_read):
+    path = models / "vae" / VAE
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert f"{VAE} (the weights file is cut off)" in refused().found
+
+
+def test_the_doctor_sees_what_the_loaders_refuse(models, nothing_is_read):
+    _, words = vae_with_a_hole(models)
+    widgets = dict.fromkeys(doctor.FOLDERS, "none") | {"vae": "hole.safetensors"}
+    (report,) = run(doctor.WanCoreDoctor, **widgets).args
+    assert "problem: " in report and all(word in report for word in words)
 
 
 @pytest.mark.parametrize(("model", "vae"), [(HIGH, VAE), (TI2V, "wan2.2_vae.safetensors")])
@@ -242,7 +256,23 @@ def wrong_width(models):
     return {"text_encoder": "narrow.safetensors"}, ("narrow.safetensors", "96", "128")
 
 
-BAD = (i2v_low, vae_as_model, text_encoder_as_vae, vae_as_text_encoder, lora_as_model, truncated, truncated_low,
+def part_with_a_hole(models, folder, source, widget, gone):
+    weights = load_file(models / folder / source)
+    del weights[gone]
+    save_file(weights, models / folder / "hole.safetensors")
+    return {widget: "hole.safetensors"}, ("hole.safetensors", gone)
+
+
+def vae_with_a_hole(models):
+    return part_with_a_hole(models, "vae", VAE, "vae", "decoder.conv1.weight")
+
+
+def text_encoder_with_a_hole(models):
+    return part_with_a_hole(models, "text_encoders", TEXT, "text_encoder", "encoder.final_layer_norm.weight")
+
+
+BAD = (vae_with_a_hole, text_encoder_with_a_hole,
+       i2v_low, vae_as_model, text_encoder_as_vae, vae_as_text_encoder, lora_as_model, truncated, truncated_low,
        web_page, pickle_as_model, empty_file, absent, wrong_width)  # fmt: skip
 
 

@@ -68,20 +68,25 @@ class Diagnosis:
         return "\n".join(parts)
 
 
-def diagnose(paths: Sequence[str | Path], card: Card = NO_CARD) -> Diagnosis:
-    """Reads the headers; `card` is the GPU that computes. Broken files become findings, not errors."""
-    alone = Diagnosis(tuple(_finding(Path(path), card) for path in paths))
+def diagnose(
+    paths: Sequence[str | Path], card: Card = NO_CARD, check: Callable[[Checkpoint], None] = require_known
+) -> Diagnosis:
+    """Reads the headers; `card` is the GPU that computes. Broken files become findings, not errors.
+
+    `check` raises where something is wrong with a file alone; a host that builds networks can look further.
+    """
+    alone = Diagnosis(tuple(_finding(Path(path), card, check) for path in paths))
     return replace(alone, conflicts=tuple(_conflicts(alone.usable)), matches=tuple(_matches(alone.usable)))
 
 
-def _finding(path: Path, card: Card) -> Finding:
+def _finding(path: Path, card: Card, check: Callable[[Checkpoint], None]) -> Finding:
     try:
         checkpoint = inspect(path)
     except WeightsFileError as error:
         return Finding(path, (), str(error))
     problem = ""
     try:
-        require_known(checkpoint)
+        check(checkpoint)
     except WanError as error:
         problem = str(error)
     return Finding(path, tuple(_facts(checkpoint, card)), problem, checkpoint)

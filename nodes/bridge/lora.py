@@ -15,7 +15,7 @@ import torch
 from ...wan_core.errors import WrongModelError
 from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import LORA
-from ...wan_core.weights.lora import DOWN, official_name, rank_scale
+from ...wan_core.weights.lora import DOWN, PeftScale, official_name, peft_scale
 from ...wan_core.weights.lora_fit import layer_of, mismatches, strangers
 from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.names import is_distilled
@@ -97,7 +97,7 @@ def _patches(
     path = str(checkpoint.path)
     tensors = comfy.utils.load_torch_file(path, safe_load=True)
     check_lora(tensors, repr(path))
-    lora = _readable(tensors, rank_scale(checkpoint.metadata))
+    lora = _readable(tensors, peft_scale(checkpoint.path, checkpoint.metadata))
     fitting = {name: tensor for name, tensor in lora.items() if layer_of(name, key_map.__contains__) not in misfit}
     known = model.state_dict().keys()
     patches: dict[str, list[Any]] = {}
@@ -108,14 +108,14 @@ def _patches(
     return patches
 
 
-def _readable(tensors: Mapping[str, Any], scale: float) -> dict[str, Any]:
+def _readable(tensors: Mapping[str, Any], scale: PeftScale | None) -> dict[str, Any]:
     """The tensors under the names that ComfyUI reads, with what trainers leave out: alpha, and an axis of DoRA."""
     lora = {official_name(name): tensor for name, tensor in tensors.items()}
     for name in list(lora):
         if name.endswith(".dora_scale") and lora[name].ndim == 1:
             lora[name] = lora[name].unsqueeze(1)
-        if scale != 1.0 and name.endswith(DOWN):
-            lora.setdefault(name.removesuffix(DOWN) + ".alpha", torch.tensor(scale * lora[name].shape[0]))
+        if scale is not None and name.endswith(DOWN):
+            lora.setdefault(name.removesuffix(DOWN) + ".alpha", torch.tensor(scale.alpha_of(lora[name].shape[0])))
     return lora
 
 

@@ -166,7 +166,7 @@ def test_dora_measures_its_rows_once(kind, tmp_path, monkeypatch):
     answer(0.7, 1.0)
     assert len(measured) == 2, "what is added before it does, and comes back"
     lora = comfy.utils.load_torch_file(str(tmp_path / "dora.safetensors"))
-    native = comfy.sd.load_lora_for_models(base, None, _readable(lora, 1.0), 0.6, 0)[0]
+    native = comfy.sd.load_lora_for_models(base, None, _readable(lora, None), 0.6, 0)[0]
     if kind != "bf16":
         row = magnitude.unsqueeze(1) / plain.norm(dim=1, keepdim=True)
         expected = plain + 0.6 * (row * (plain + up @ down) - plain)

@@ -361,6 +361,12 @@ def test_doctor_sees_tensors_that_are_not_the_models(what, tmp_path):
     assert not diagnosis.healthy and words in diagnosis.report() and "Take an unchanged file" in diagnosis.report()
 
 
+def test_a_quantisation_of_another_kind_is_no_damage(tmp_path):
+    table = {name.replace(".weight", ".qweight"): value for name, value in tensors_of("t2v_1.3B").items()}
+    report = diagnose([files.write_hollow(tmp_path / "wan.safetensors", table)]).report()
+    assert "lacks basic tensors" in report and "Take the bf16, fp8_scaled or GGUF file" in report
+
+
 def test_doctor_sees_a_text_encoder_without_tokenizer(tmp_path):
     """As umt5-xxl-enc-bf16 is published: it needs the official file beside it."""
     path = files.write_model(tmp_path / "umt5-xxl-enc-bf16.safetensors", "umt5_xxl")
@@ -395,6 +401,12 @@ def test_loras_are_judged_by_their_layers(spelling, parts, tmp_path):
     assert lora.kind == "lora"
     assert passes(check_lora, models["t2v_A14B_expert"], lora)
     assert not passes(check_lora, models["ti2v_5B"], lora)
+
+
+@pytest.mark.parametrize("part", ["a1.weight", "w_norm", "set_weight", "lora_A.default", "diff_m", "lokr_w1", "diff_b"])
+def test_a_lora_of_one_kind_of_part_is_one(part, tmp_path):
+    tensors = {f"diffusion_model.blocks.3.self_attn.q.{part}": ("F16", [8, 8])}
+    assert inspect(files.write_hollow(tmp_path / "a.safetensors", tensors)).kind == "lora"
 
 
 LAYER = "diffusion_model.blocks.3.self_attn.q"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from wancore.wan_core.weights.keys import DIFFUSERS, DIFFUSERS_BLOCK
-from wancore.wan_core.weights.lora import official_name, rank_scale, why_unknown
+from wancore.wan_core.weights.lora import PeftScale, official_name, peft_scale, why_unknown
 
 from .weight_files import shapes_of
 
@@ -90,7 +90,15 @@ def test_harmless_parts_are_known():
     assert not why_unknown("diffusion_model.blocks.0.self_attn.k") and not why_unknown("double_blocks.0.img_attn")
 
 
-def test_alpha_of_raw_peft():
-    assert rank_scale({"lora_adapter_metadata": '{"transformer.lora_alpha": 64, "transformer.r": 128}'}) == 0.5
-    assert rank_scale({"adapter_config": '{"lora_alpha": 16, "r": 16}'}) == 1.0
-    assert rank_scale({"adapter_config": "[[["}) == rank_scale({}) == 1.0
+def test_alpha_of_raw_peft(tmp_path):
+    file = tmp_path / "adapter_model.safetensors"
+    half = peft_scale(file, {"lora_adapter_metadata": '{"transformer.lora_alpha": 64, "transformer.r": 128}'})
+    assert half == PeftScale(64, 128) and half.alpha_of(128) == 64 and half.alpha_of(32) == 16
+    assert peft_scale(file, {"adapter_config": "[[["}) is peft_scale(file, {}) is None
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 16, "r": 64, "use_rslora": true}')
+    root = peft_scale(file, {"format": "pt"})
+    assert root == PeftScale(16, 64, by_root=True) and root.alpha_of(64) == 128  # 16 / 8 times the rank
+    assert peft_scale(tmp_path / "another.safetensors", {}) is None, "it says nothing of other files"
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 16, "r": 64, "rank_pattern": {"q": 4}}')
+    layers = peft_scale(file, {})
+    assert layers is not None and layers.alpha_of(4) == layers.alpha_of(64) == 16

@@ -9,12 +9,18 @@ Sources: the headers of published files; diffusers src/diffusers/loaders/lora_co
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from .keys import diffusers_module
 
 PREFIX = "diffusion_model."
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MOST_CONFIG = 2**20  # characters
 DOWN = ".lora_down.weight"
 DOTTED = (
     "base_model.model.",
@@ -132,15 +138,34 @@ def why_unknown(layer: str) -> str:
     return next((why for word, why in HARMLESS.items() if re.search(rf"(?<![a-z]){word}(?![a-z])", text)), "")
 
 
-def rank_scale(metadata: Mapping[str, str]) -> float:
-    """alpha / rank of a raw PEFT file, whose alpha is in the metadata and in no tensor; 1 where it says nothing."""
-    for key in ("lora_adapter_metadata", "adapter_config"):
+@dataclass(frozen=True)
+class PeftScale:
+    """How much raw PEFT files scale their products by, whose alpha is in no tensor."""
+
+    alpha: float
+    rank: float
+    by_root: bool = False  # rank-stabilised: alpha over the root of the rank
+    by_layer: bool = False  # layers have ranks of their own
+
+    def alpha_of(self, rank: int) -> float:
+        """The alpha that ComfyUI divides by the rank of a layer."""
+        base = rank if self.by_layer else self.rank
+        return self.alpha / (math.sqrt(base) if self.by_root else base) * rank
+
+
+def peft_scale(path: Path, metadata: Mapping[str, str]) -> PeftScale | None:
+    """Of a PEFT file, by its metadata or the adapter_config.json that PEFT writes beside it; None: neither is there."""
+    texts = [metadata[key] for key in ("lora_adapter_metadata", "adapter_config") if key in metadata]
+    if path.name == PEFT_FILE:
+        with suppress(OSError, UnicodeDecodeError), (path.parent / PEFT_CONFIG).open(encoding="utf-8") as file:
+            texts.append(file.read(MOST_CONFIG))
+    for text in texts:
         try:
-            config = json.loads(metadata[key])
-        except (KeyError, ValueError, TypeError, RecursionError):
+            config = json.loads(text)
+        except (ValueError, RecursionError):
             continue
         flat = {name.rpartition(".")[2]: value for name, value in config.items()} if isinstance(config, dict) else {}
         alpha, rank = flat.get("lora_alpha"), flat.get("r")
         if isinstance(alpha, (int, float)) and isinstance(rank, (int, float)) and rank > 0:
-            return alpha / rank
-    return 1.0
+            return PeftScale(alpha, rank, flat.get("use_rslora") is True, bool(flat.get("rank_pattern")))
+    return None

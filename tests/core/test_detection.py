@@ -361,6 +361,14 @@ def test_doctor_sees_tensors_that_are_not_the_models(what, tmp_path):
     assert not diagnosis.healthy and words in diagnosis.report() and "Take an unchanged file" in diagnosis.report()
 
 
+@pytest.mark.parametrize("name", ["head.modulation", "blocks.0.ffn.0.bias", "text_embedding.0.weight"])
+def test_a_size_of_zero_is_refused(name, parts, tmp_path):
+    table = tensors_of("t2v_1.3B")
+    table[name] = ("BF16", [0 for _ in table[name][1]])
+    diagnosis = diagnose([parts[0]["t2v_1.3B"].path, files.write_hollow(tmp_path / "wan.safetensors", table)])
+    assert "which is 0" in diagnosis.report() and len(diagnosis.usable) == 1
+
+
 def test_a_quantisation_of_another_kind_is_no_damage(tmp_path):
     table = {name.replace(".weight", ".qweight"): value for name, value in tensors_of("t2v_1.3B").items()}
     report = diagnose([files.write_hollow(tmp_path / "wan.safetensors", table)]).report()

@@ -31,7 +31,7 @@ from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
 from ...wan_core.weights.vocabulary import TENSOR, tokenizer_file, weights_file
-from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
+from ...wan_core.weights.wholeness import check_tensors, check_types, network_of, sizes_of
 from .branches import keep_quantised
 from .ops import wan_operations
 from .pins import in_free_ram_only, size_of
@@ -207,8 +207,9 @@ def check_text_encoder_file(checkpoint: Checkpoint) -> UMT5Config:
     shapes = {name: entry.shape for name, entry in tensors.items()}
     types = {name: entry.dtype for name, entry in tensors.items()}
     config = sizes_of(UMT5Config, shapes, where, TEXT_ENCODER)
-    expected = UMT5Encoder(config, device=torch.device("meta")).state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    with network_of(where, TEXT_ENCODER):
+        whole = UMT5Encoder(config, device=torch.device("meta")).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in whole.items()}
     check_tensors(
         where, TEXT_ENCODER, shapes, expected, packed=checkpoint.is_packed or checkpoint.precision == "packed"
     )

@@ -24,7 +24,7 @@ from ...wan_core.weights.families import VAE
 from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.pairing import require
-from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
+from ...wan_core.weights.wholeness import check_tensors, check_types, network_of, sizes_of
 from .ops import wan_operations
 from .reading import files_of, read_tensors
 from .soundness import check_small
@@ -112,10 +112,10 @@ def check_vae_file(checkpoint: Checkpoint) -> None:
         WrongModelError: one is not.
     """
     where, shapes, device = repr(str(checkpoint.path)), checkpoint.shapes, torch.device("meta")
-    if _is_vae22(shapes):
-        whole = WanVAE22(sizes_of(VAE22Config, shapes, where, VAE), device=device)
-    else:
-        whole = WanVAE21(sizes_of(VAE21Config, shapes, where, VAE), device=device)
+    make, sizes = (WanVAE22, VAE22Config) if _is_vae22(shapes) else (WanVAE21, VAE21Config)
+    config: Any = sizes_of(sizes, shapes, where, VAE)
+    with network_of(where, VAE):
+        whole = make(config, device=device)
     expected = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     check_tensors(where, VAE, shapes, expected)
     check_types(where, VAE, checkpoint.types, expected)

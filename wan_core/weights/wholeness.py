@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from ..errors import WrongModelError
@@ -25,6 +26,7 @@ SCALES = (
     "alpha",
 )
 SHOWN = 5  # names in an error
+MOST_FOUND = 120  # characters of another library's error
 BLOCK = re.compile(r"(?P<stack>blocks|vace_blocks|encoder\.block|enc\.blk)\.(?P<number>0|[1-9]\d{0,2})\.")
 AROUND = tuple(
     f"{layer}.{leaf}"
@@ -64,6 +66,24 @@ def sizes_of(sizes: Sizes[Config], shapes: Shapes, where: str, kind: str) -> Con
             f"This {KIND_TITLES[kind]} lacks tensors that say how large it is",
             where=where,
             found=f"no usable {error}",
+            remedy=_remedy(kind),
+        ) from None
+
+
+@contextmanager
+def network_of(where: str, kind: str) -> Iterator[None]:
+    """Around building a network without weights, from sizes that a header says.
+
+    Raises:
+        WrongModelError: no network has such sizes.
+    """
+    try:
+        yield
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise WrongModelError(
+            f"This {KIND_TITLES[kind]} has sizes that no network has",
+            where=where,
+            found=str(error)[:MOST_FOUND],
             remedy=_remedy(kind),
         ) from None
 

@@ -389,6 +389,7 @@ def test_expert_names():
         "HighNoise/Wan2.2-T2V-A14B-HighNoise-Q4_K_M.gguf",
         "high_noise_model/diffusion_pytorch_model.safetensors",
         "wan22_h_bf16.safetensors",
+        "smoothMixWan2214BI2V_i2vHigh.safetensors",
     ]
     for name in high:
         assert expert_of(name) == "high", name
@@ -399,9 +400,13 @@ def test_expert_names():
         "slow_flow.safetensors",
         "highres_fix.safetensors",
         "high_low.safetensors",
+        "wanFlow.safetensors",
+        "Wan22LowVRAM.safetensors",
+        "Wan22HighRes.safetensors",
     ):
         assert expert_of(name) is None, name
     assert partner_names("HighNoise/Wan2.2-HighNoise-Q8.gguf")[-1] == "LowNoise/Wan2.2-LowNoise-Q8.gguf"
+    assert partner_names("x_i2vHigh.safetensors") == ("x_i2vLow.safetensors",)
     assert partner_names("a/x_HIGH_y.safetensors") == ("a/x_LOW_y.safetensors",)
     assert partner_names("a\\x_low_noise.safetensors") == ("a/x_high_noise.safetensors",)
 

@@ -39,6 +39,11 @@ class Selection:
     def report(self) -> str:
         """What auto came to, one line per file."""
         low = self.low.name if self.low else "none, one expert"
+        is_one_of_two = self.high.task is not None and self.high.task.boundary is not None
+        if self.low is None and is_one_of_two and self.high.expert is None:
+            low = (
+                "none, as the name of the model says neither high nor low; if it has a partner, choose it as low_model"
+            )
         return f"low: {low}\ntext encoder: {self.text_encoder.name}\nVAE: {self.vae.name}"
 
 

@@ -128,6 +128,13 @@ def test_missing_low_expert(models, nothing_is_read):
     assert isinstance(error, WrongModelError) and LOW in error.found and HIGH in error.where
 
 
+def test_a_model_that_may_have_a_partner_says_so(models):
+    (models / "diffusion_models" / HIGH).rename(models / "diffusion_models" / "my_t2v.safetensors")
+    assert "choose it as low_model" in loading.select("my_t2v.safetensors", "auto", "auto", "auto").report()
+    (models / "diffusion_models" / "my_t2v.safetensors").rename(models / "diffusion_models" / HIGH)
+    assert f"low: {LOW}\n" in loading.select(HIGH, "auto", "auto", "auto").report()
+
+
 def test_low_expert_in_the_high_place(models, nothing_is_read):
     error = refused(model=LOW)
     assert LOW in error.where and HIGH in error.remedy

@@ -105,8 +105,9 @@ def _facts(checkpoint: Checkpoint, card: Card) -> Iterator[tuple[str, str]]:
             yield "expert", checkpoint.expert or "unknown: neither file nor folder says high or low"
         yield "needs", f"VAE {VAE_FILES.get(config.out_dim, 'of its publisher')}, text encoder {TEXT_ENCODER_FILE}"
         yield "computes", compute_path(checkpoint, card)
-        path = attention_in_8_bits(card)
-        yield "attention", f"with the node Wan 8-bit Attention {path.name}: {path.why}, on {card.describe()}"
+        if card.capability is not None:
+            path = attention_in_8_bits(card)
+            yield "attention", f"with the node Wan 8-bit Attention {path.name}: {path.why}, on {card.describe()}"
         if is_distilled(checkpoint.name):
             yield "steps", "made for a few steps without guidance, by its name"
     if checkpoint.kind == LORA:
@@ -119,7 +120,8 @@ def compute_path(checkpoint: Checkpoint, card: Card) -> str:
     if card.capability is not None and card.capability < (8, 0) and half == "bfloat16":
         half = "float16 or float32"
     decoded = f"{half}; weights are decoded layer by layer"
-    precision, why = checkpoint.precision, f"on {card.describe()}"
+    precision = checkpoint.precision
+    why = f"on {card.describe()}" if card.capability is not None else "without an NVIDIA GPU"
     if checkpoint.in_blocks:
         by = "one Triton kernel" if card.triton and card.capability is not None else "PyTorch"
         return f"{half}; blocks are decoded layer by layer, by {by}, {why}"

@@ -95,7 +95,7 @@ def stamp(folder: str, name: str | None) -> tuple[str, Stamp]:
     """
     try:
         return name or "", _stamp_of(path_of(folder, name)) if name else ()
-    except (OSError, WeightsFileError):
+    except WeightsFileError:
         return name or "", ()
 
 
@@ -104,7 +104,7 @@ def stamps(
 ) -> tuple[tuple[str, Stamp], ...]:
     """The stamps of all files that the widgets of Wan Load Models mean; those of auto too, where it finds them."""
     if model and low_model and text_encoder and vae and AUTO in (low_model, text_encoder, vae):
-        with suppress(WeightsFileError, WrongModelError, OSError):
+        with suppress(WeightsFileError, WrongModelError):
             chosen = select(model, low_model, text_encoder, vae)
             files = (chosen.high, chosen.low, chosen.text_encoder, chosen.vae)
             return tuple((str(file.path), _stamp_of(str(file.path))) for file in files if file is not None)
@@ -113,9 +113,15 @@ def stamps(
 
 
 def _stamp_of(path: str) -> Stamp:
-    """Of a file, or of all files of a folder: one that is written over in its place leaves the folder as it was."""
-    files = [path] if os.path.isfile(path) else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-    return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
+    """Of a file, or of all files of a folder: one that is written over in its place leaves the folder as it was.
+
+    Empty where the system refuses to say; reading the file then tells why.
+    """
+    try:
+        files = [path] if os.path.isfile(path) else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+        return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
+    except OSError:
+        return ()
 
 
 @lru_cache(maxsize=64)

@@ -457,6 +457,36 @@ def test_the_doctor_counts_what_of_a_lora_matches(parts, tmp_path):
     assert "harmless (gates of FastVideo's" in report and "; 1 unknown: blocks.77.ffn.0" in report
 
 
+def extracted(shapes: str, small: int, modulation: bool) -> dict:
+    """A LoRA as tools take it out of a whole model: pairs of matrices, and differences of all that is smaller.
+
+    FastWan's and Turbo's: kijai/ComfyUI-KJNodes LoraExtractKJ, which leaves out five axes and modulation. LightX2V's:
+    ModelTC/LightX2V tools/extract/lora_extractor.py at 29c8504, with whatever has fewer than `small` numbers whole.
+    """
+    out: dict[str, tuple] = {}
+    for name, shape in files.shapes_of(shapes).items():
+        layer, _, leaf = f"diffusion_model.{name}".rpartition(".")
+        if leaf == "weight" and len(shape) == 2 and shape[0] * shape[1] >= small:
+            out[f"{layer}.lora_up.weight"] = ("BF16", [shape[0], 128])
+            out[f"{layer}.lora_down.weight"] = ("BF16", [128, shape[1]])
+        elif leaf == "weight" and (len(shape) < 5 or modulation):
+            out[f"{layer}.diff"] = ("BF16", shape)
+        elif leaf == "bias":
+            out[f"{layer}.diff_b"] = ("BF16", shape)
+        elif leaf == "modulation" and modulation:
+            out[f"{layer}.diff_m"] = ("BF16", shape)
+    return out
+
+
+@pytest.mark.parametrize(("shapes", "small", "modulation"), [("ti2v_5B", 0, False), ("t2v_A14B_expert", 10**6, True)])
+def test_loras_taken_out_of_whole_models_match_whole(shapes, small, modulation, parts, tmp_path):
+    tensors = extracted(shapes, small, modulation)
+    lora = files.write_hollow(tmp_path / "lora_rank_128.safetensors", tensors)
+    report = diagnose([parts[0][shapes].path, lora]).report()
+    layers = len({name.rpartition(".lora_")[0] or name.rpartition(".")[0] for name in tensors})
+    assert f"lora_rank_128.safetensors on {shapes}.safetensors: {layers} of {layers} layers\n" in report
+
+
 def test_compute_path(parts, tmp_path):
     fp8 = inspect(scaled(tmp_path, "t2v_1.3B", "scale_weight", "scaled_fp8"))
     hopper, ampere, turing = (Card((major, minor), 24.0, (2, 11)) for major, minor in ((9, 0), (8, 6), (7, 5)))

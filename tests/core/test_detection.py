@@ -454,6 +454,9 @@ def test_the_doctor_counts_what_of_a_lora_matches(parts, tmp_path):
         [parts[0]["t2v_A14B_expert"].path, files.write_hollow(tmp_path / "a.safetensors", tensors)]
     ).report()
     assert "a.safetensors on t2v_A14B_expert.safetensors: 1 of 4 layers; 1 unknown, harmless (picture" in report
+    low = files.write_hollow(tmp_path / "a_low.safetensors", tensors)
+    high = files.write_model(tmp_path / "wan_high.safetensors", "t2v_A14B_expert")
+    assert "a_low.safetensors on" not in diagnose([high, low]).report(), "it is for the other expert"
     assert "harmless (gates of FastVideo's" in report and "; 1 unknown: blocks.77.ffn.0" in report
 
 

@@ -12,7 +12,7 @@ from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint, inspect
 from .lora import DOWN, PREFIX, official_name, why_unknown
 from .lora_fit import mismatches, strangers
-from .names import is_distilled
+from .names import HIGH, LOW, expert_of, is_distilled
 from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require_known, title_of
 
 GB = 1e9
@@ -197,6 +197,8 @@ def _matches(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
     for lora in checkpoints:
         for model in checkpoints:
             if (lora.kind, model.kind) != (LORA, DIFFUSION_MODEL):
+                continue
+            if {expert_of(lora.name), model.expert} == {HIGH, LOW}:
                 continue
             unknown, misfit, fitting = _matched(model, lora)
             if fitting:

@@ -393,6 +393,15 @@ def test_doctor_sees_a_text_encoder_with_a_hole(tmp_path):
     assert f"1 missing: {gone}" in diagnose([files.write_hollow(tmp_path / "t.safetensors", table)]).report()
 
 
+def test_a_module_of_vace_alone_names_the_model(tmp_path):
+    """As Kijai publishes them, to be joined with a model by another pack."""
+    table = {name: value for name, value in tensors_of("vace_14B").items() if name.startswith("vace_")}
+    path = files.write_hollow(tmp_path / "Wan2_1-VACE_module_14B_bf16.safetensors", table)
+    report = diagnose([path]).report()
+    assert "module of VACE without its model" in report
+    assert f"Take {with_address('wan2.2_fun_vace_high_noise_14B_fp8_scaled.safetensors')}" in report
+
+
 def test_doctor_reads_broken_files_as_findings(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"<!DOCTYPE html>")
     diagnosis = diagnose([tmp_path / "a.safetensors", tmp_path / "none.safetensors"])

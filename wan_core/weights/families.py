@@ -91,6 +91,7 @@ LORA_ENDS = (".lora_A.weight", ".lora_down.weight", ".lora_up.weight", ".lora_A.
 
 FILES = (
     Family(LORA, "lora", "LoRA", _any_end(*LORA_ENDS)),
+    Family(DIFFUSION_MODEL, "module", "module of VACE without its model", _any_start("vace_blocks.")),
     Family(DIFFUSION_MODEL, "other", "diffusion model of another family",
            _any_start("double_blocks.", "single_blocks.", "joint_blocks.", "input_blocks.", "transformer_blocks.",
                       "model.diffusion_model.", "diffusion_model.", "down_blocks.", "double_stream_blocks.")),

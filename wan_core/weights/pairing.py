@@ -52,13 +52,12 @@ def require_known(checkpoint: Checkpoint) -> None:
     if checkpoint.kind != UNKNOWN:
         require(checkpoint, checkpoint.kind)
         return
-    file, folder = published_for(checkpoint.path)
     raise WrongModelError(
         "This file is no part of a Wan model",
         where=_path(checkpoint),
         found=f"tensors such as {min(checkpoint.header.tensors, default='none at all')[:60]!r}",
         expected=f"a {', '.join(KIND_TITLES[kind] for kind in FOLDERS)}",
-        remedy=f"Take {with_address(file)}, into {folder}" if file else place(DIFFUSION_MODEL),
+        remedy=_instead(checkpoint),
     )
 
 
@@ -111,7 +110,7 @@ def _require_task(checkpoint: Checkpoint) -> None:
             where=_path(checkpoint),
             found=f"a {checkpoint.family.title}",
             expected=f"one of {', '.join(task.title for task in TASKS.values())}",
-            remedy="Open it with ComfyUI's Load Diffusion Model node" if native else place(DIFFUSION_MODEL),
+            remedy="Open it with ComfyUI's Load Diffusion Model node" if native else _instead(checkpoint),
         )
     if checkpoint.precision == "packed" and checkpoint.quantised in ("", "unmarked"):
         raise WrongModelError(
@@ -176,6 +175,12 @@ def _refuse_pair(high: Checkpoint, low: Checkpoint, found: str, expected: str) -
         expected=expected,
         remedy=f"Take {names[0]} as low" if names else "Take the high-noise and the low-noise file of one release",
     )
+
+
+def _instead(checkpoint: Checkpoint) -> str:
+    """What to take in the place of a file that runs nowhere, by what the names of folder and file say."""
+    file, folder = published_for(checkpoint.path)
+    return f"Take {with_address(file)}, into {folder}" if file else place(DIFFUSION_MODEL)
 
 
 def _path(checkpoint: Checkpoint) -> str:

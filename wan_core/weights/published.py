@@ -40,6 +40,7 @@ ROWS = (
     (r"ti2v|(?<!\d)5b(?![a-z])", "wan2.2_ti2v_5B_fp16.safetensors", MODELS),
     (r"s2v", "wan2.2_s2v_14B_fp8_scaled.safetensors", MODELS),
     (r"animate", "wan2.2_animate_14B_bf16.safetensors", MODELS),
+    (r"vace", "wan2.2_fun_vace_{expert}_noise_14B_fp8_scaled.safetensors", MODELS),
     (r"(?=.*(high|low)[-_ ]?noise).*(t2v|i2v)", PAIR, MODELS),
 )
 NO_PICKLE = "this pack opens no pickle and no archive"

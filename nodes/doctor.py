@@ -7,11 +7,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..wan_core.paths import card_of
+from ..wan_core.weights import Checkpoint
 from ..wan_core.weights.doctor import diagnose
+from ..wan_core.weights.pairing import require_known
 from .bridge.files import choices, path_of, unlisted
 from .bridge.loading import LORAS, MODELS, NONE, TEXT_ENCODERS, VAES, stamp
 from .bridge.planning import of_any
 from .bridge.show import show_on_node
+from .bridge.whole import check_whole
 
 FOLDERS = {"model": MODELS, "low_model": MODELS, "text_encoder": TEXT_ENCODERS, "vae": VAES, "lora": LORAS}
 TOOLTIPS = {
@@ -21,6 +24,12 @@ TOOLTIPS = {
     "vae": "From models/vae.",
     "lora": "From models/loras.",
 }
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """What the loaders ask of a file."""
+    require_known(checkpoint)
+    check_whole(checkpoint)
 
 
 class WanCoreDoctor(io.ComfyNode):
@@ -57,9 +66,8 @@ class WanCoreDoctor(io.ComfyNode):
     def execute(cls, model: str, low_model: str, text_encoder: str, vae: str, lora: str) -> io.NodeOutput:
         names = dict(zip(FOLDERS, (model, low_model, text_encoder, vae, lora), strict=True))
         paths = [path_of(FOLDERS[widget], name) for widget, name in names.items() if name != NONE]
-        diagnosis = diagnose(paths, card_of())
-        needs = of_any([found.checkpoint for found in diagnosis.findings if found.checkpoint is not None])
-        report = "\n".join([*filter(None, [diagnosis.report()]), *needs]) or "no file chosen"
+        diagnosis = diagnose(paths, card_of(), _check)
+        report = "\n".join([*filter(None, [diagnosis.report()]), *of_any(diagnosis.usable)]) or "no file chosen"
         show_on_node(cls.hidden.unique_id, report)
         return io.NodeOutput(report)
 

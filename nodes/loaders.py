@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..wan_core.weights.names import HIGH, expert_of
 from .bridge import planning
 from .bridge.files import choices, path_of, unlisted
-from .bridge.loading import AUTO, MODELS, NONE, TEXT_ENCODERS, VAES, select, stamp
+from .bridge.loading import AUTO, MODELS, NONE, TEXT_ENCODERS, VAES, select, stamp, stamps
 from .bridge.model import load_model
 from .bridge.show import show_on_node
 from .bridge.text_encoder import load_text_encoder
@@ -90,7 +90,7 @@ class WanCoreLoadModels(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: str, low_model: str, text_encoder: str, vae: str) -> Any:
-        return (stamp(MODELS, model), stamp(MODELS, low_model), stamp(TEXT_ENCODERS, text_encoder), stamp(VAES, vae))
+        return stamps(model, low_model, text_encoder, vae)
 
     @classmethod
     def execute(cls, model: str, low_model: str, text_encoder: str, vae: str) -> io.NodeOutput:

@@ -144,7 +144,8 @@ class WanCoreLoraPair(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_high: str, lora_low: str, **widgets: Any) -> Any:
-        return stamp(LORAS, lora_high), stamp(LORAS, lora_low)
+        second = partner_of(LORAS, lora_high) if lora_low == AUTO and lora_high else lora_low
+        return stamp(LORAS, lora_high), stamp(LORAS, second)
 
     @classmethod
     def execute(

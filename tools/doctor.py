@@ -15,6 +15,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 from pack import ROOT, import_pack
@@ -77,11 +78,14 @@ def learned(name: str) -> Pace:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="weights files, or folders with an index")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have letters that a console has not
     named = card()
     diagnosis = diagnose(parser.parse_args().files, named)
     print(diagnosis.report())
-    here, known = machine(named), [found.checkpoint for found in diagnosis.findings if found.checkpoint is not None]
-    print(*overview_of(known, here, learned(here.card)), sep="\n")
+    here = machine(named)
+    for line in overview_of(diagnosis.usable, here, learned(here.card)):
+        print(line)
     return 0 if diagnosis.healthy else 1
 
 

@@ -68,11 +68,12 @@ class TransformerConfig:
 
         Raises:
             KeyError: the tensors are not a Wan transformer's.
+            ValueError: one of its sizes is zero.
         """
         dim = shapes["head.modulation"][-1]
         layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
         volume = shapes["patch_embedding.weight"][2:]
-        return cls(
+        config = cls(
             dim=dim,
             ffn_dim=shapes["blocks.0.ffn.0.bias"][0],
             num_heads=max(1, dim // HEAD_DIM),
@@ -90,6 +91,10 @@ class TransformerConfig:
             **_sound(shapes, dim),
             **face_sizes(shapes),
         )
+        sizes = ("dim", "ffn_dim", "in_dim", "out_dim", "text_dim", "freq_dim")
+        if empty := [size for size in sizes if getattr(config, size) < 1]:
+            raise ValueError(f"{empty[0]}, which is 0")
+        return config
 
 
 def _camera(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

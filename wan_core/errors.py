@@ -15,7 +15,9 @@ class WanError(ValueError):
         facts = ", ".join(part for part in (found and f"found {found}", expected and f"expected {expected}") if part)
         lead = f"{what}: {where}" if where else what
         sentences = (lead, facts[:1].upper() + facts[1:], remedy)
-        super().__init__(" ".join(f"{part.rstrip('.')}." for part in sentences if part))
+        super().__init__(
+            " ".join(part if part.endswith("...") else f"{part.rstrip('.')}." for part in sentences if part)
+        )
 
 
 class WeightsFileError(WanError):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 import folder_paths
 
 from ...wan_core.errors import WeightsFileError
+from ...wan_core.weights.container import PART
 from ...wan_core.weights.downloads import address_of
 
 GGUF = ".gguf"
-# Parts of a model with an index: those of transformers and diffusers, and those that LightX2V's converter writes.
-SHARD = re.compile(r"(-\d{5}-of-\d{5}|[/\\](non_block|block_\d+)|_part\d+)\.safetensors$")
 WORDS = ("auto", "none")  # of widgets that need no file
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras", "clip_vision", "audio_encoders", "checkpoints")
 WITH_GGUF = ("diffusion_models", "text_encoders")  # folders whose GGUF files the pack's loaders take
@@ -29,9 +27,9 @@ def choices(folder: str) -> list[str]:
 
 
 def _whole(name: str) -> str:
-    """A shard's folder in the place of the shard; other names as they are."""
+    """A part's folder in the place of the part; other names as they are."""
     parent = os.path.dirname(name)
-    return parent if parent and SHARD.search(name) else name
+    return parent if parent and PART.search(name) else name
 
 
 def _listed(folder: str) -> str:

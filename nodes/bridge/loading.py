@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from ...wan_core.weights.names import LOW, expert_of, partner_names
 from ...wan_core.weights.pairing import place
 from .files import choices, path_of
 from .model import check_model_file
+from .whole import check_whole
 
 AUTO, NONE = "auto", "none"
 MODELS, TEXT_ENCODERS, VAES, LORAS = "diffusion_models", "text_encoders", "vae", "loras"
@@ -37,6 +39,11 @@ class Selection:
     def report(self) -> str:
         """What auto came to, one line per file."""
         low = self.low.name if self.low else "none, one expert"
+        is_one_of_two = self.high.task is not None and self.high.task.boundary is not None
+        if self.low is None and is_one_of_two and self.high.expert is None:
+            low = (
+                "none, as the name of the model says neither high nor low; if it has a partner, choose it as low_model"
+            )
         return f"low: {low}\ntext encoder: {self.text_encoder.name}\nVAE: {self.vae.name}"
 
 
@@ -66,7 +73,8 @@ def model_file(name: str) -> Checkpoint:
     Raises:
         WeightsFileError, WrongModelError: it is none that the pack runs.
     """
-    checkpoint = inspect(path_of(MODELS, name))
+    path = path_of(MODELS, name)
+    checkpoint = _inspected(path, _stamp_of(path))
     check_model_file(checkpoint)
     return checkpoint
 
@@ -77,13 +85,55 @@ def partner_of(folder: str, name: str) -> str | None:
     return next((listed[partner] for partner in partner_names(name) if partner in listed), None)
 
 
-def stamp(folder: str, name: str) -> tuple[str, int, int]:
-    """(name, time of change, bytes) of a file, so that a replaced file is read again; zeros where there is none."""
+Stamp = tuple[tuple[int, int], ...]  # time of change in nanoseconds and bytes, of each file of a model
+
+
+def stamp(folder: str, name: str | None) -> tuple[str, Stamp]:
+    """The name and what its files are like now, so that a replaced one is read again; nothing where there is none.
+
+    `name` is None for a widget that is linked, which has no value yet.
+    """
     try:
-        status = os.stat(path_of(folder, name))
-    except (OSError, WeightsFileError):
-        return name, 0, 0
-    return name, status.st_mtime_ns, status.st_size
+        return name or "", _stamp_of(path_of(folder, name)) if name else ()
+    except WeightsFileError:
+        return name or "", ()
+
+
+def stamps(
+    model: str | None, low_model: str | None, text_encoder: str | None, vae: str | None
+) -> tuple[tuple[str, Stamp], ...]:
+    """The stamps of all files that the widgets of Wan Load Models mean; those of auto too, where it finds them."""
+    if model and low_model and text_encoder and vae and AUTO in (low_model, text_encoder, vae):
+        with suppress(WeightsFileError, WrongModelError):
+            chosen = select(model, low_model, text_encoder, vae)
+            files = (chosen.high, chosen.low, chosen.text_encoder, chosen.vae)
+            return tuple((str(file.path), _stamp_of(str(file.path))) for file in files if file is not None)
+    named = ((MODELS, model), (MODELS, low_model), (TEXT_ENCODERS, text_encoder), (VAES, vae))
+    return tuple(stamp(folder, name) for folder, name in named)
+
+
+def _stamp_of(path: str) -> Stamp:
+    """Of a file, or of all files of a folder: one that is written over in its place leaves the folder as it was.
+
+    Empty where the system refuses to say; reading the file then tells why.
+    """
+    try:
+        files = [path] if os.path.isfile(path) else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+        return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
+    except OSError:
+        return ()
+
+
+@lru_cache(maxsize=64)
+def _inspected(path: str, stamp: Stamp) -> Checkpoint:
+    """A header, read once for a file as it is now."""
+    return inspect(path)
+
+
+@lru_cache(maxsize=64)
+def _check_whole(path: str, stamp: Stamp) -> None:
+    """See check_whole; once for a file as it is now."""
+    check_whole(_inspected(path, stamp))
 
 
 def _low_name(model: str, high: Checkpoint) -> str | None:
@@ -111,22 +161,30 @@ def _part(folder: str, name: str, kind: str, model: Checkpoint, check: Check) ->
     if name != AUTO:
         return _checked(folder, name, kind, model, check)
     fitting: list[Checkpoint] = []
+    others: dict[str, str] = {}  # and why not
     for listed in choices(folder):
-        with suppress(WeightsFileError, WrongModelError):  # other people's files in the folder are no error
+        try:
             fitting.append(_checked(folder, listed, kind, model, check))
+        except (WeightsFileError, WrongModelError) as error:  # other people's files in the folder are no error
+            others[Path(listed).name] = error.what
     if len(fitting) == 1:
         return fitting[0]
-    _refuse_auto(folder, kind, model, fitting)
+    _refuse_auto(folder, kind, model, fitting, others)
 
 
 def _checked(folder: str, name: str, kind: str, model: Checkpoint, check: Check) -> Checkpoint:
-    checkpoint = inspect(path_of(folder, name))
+    path = path_of(folder, name)
+    stamp = _stamp_of(path)
+    checkpoint = _inspected(path, stamp)
     require(checkpoint, kind)
     check(model, checkpoint)
+    _check_whole(path, stamp)
     return checkpoint
 
 
-def _refuse_auto(folder: str, kind: str, model: Checkpoint, fitting: list[Checkpoint]) -> NoReturn:
+def _refuse_auto(
+    folder: str, kind: str, model: Checkpoint, fitting: list[Checkpoint], others: Mapping[str, str]
+) -> NoReturn:
     widget = "vae" if folder == VAES else "text_encoder"
     if fitting:
         names = ", ".join(checkpoint.name for checkpoint in fitting[:LISTED])
@@ -136,8 +194,8 @@ def _refuse_auto(folder: str, kind: str, model: Checkpoint, fitting: list[Checkp
             found=f"{len(fitting)} in models/{folder} that fit: {names}",
             remedy=f"Choose one of them in the widget {widget}",
         )
-    names = [Path(name).name for name in choices(folder)]
-    listed = f"{', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}" if names else "nothing"
+    told = [f"{name} ({why[:1].lower()}{why[1:]})" for name, why in others.items()]
+    listed = f"{', '.join(told[:LISTED])}{', ...' if len(told) > LISTED else ''}" if told else "nothing"
     raise WrongModelError(
         "auto finds no file that fits the model",
         where=widget,

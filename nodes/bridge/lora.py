@@ -15,7 +15,8 @@ import torch
 from ...wan_core.errors import WrongModelError
 from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import LORA
-from ...wan_core.weights.lora import DOWN, PREFIX, layer_of, official_name, rank_scale, strangers, why_unknown
+from ...wan_core.weights.lora import DOWN, PeftScale, official_name, peft_scale
+from ...wan_core.weights.lora_fit import layer_of, mismatches, strangers
 from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.names import is_distilled
 from .branches import has_quantised, reads_table
@@ -23,7 +24,6 @@ from .facts import DISTILLED, model_facts
 from .lora_table import LoraRow, can_read_table, rows_of, with_row
 from .soundness import check_lora
 
-SHOWN = 3  # names in a report
 DELTAS = (".diff", ".diff_b")  # whole differences, beside the low-rank ones
 
 
@@ -43,16 +43,8 @@ class LoraMatch:
         total = self.applied + len(self.unknown) + len(self.misfit)
         strengths = " ".join(f"{strength:g}" for strength in self.strengths)
         where = "beside the weights" if self.beside else "merged"
-        text = f"{self.name} (strength {strengths}, {where}): {self.applied} of {total} layers"
-        for what, layers in (("unknown", self.unknown), ("of another shape", self.misfit)):
-            by_reason: dict[str, list[str]] = {}
-            for layer in layers:
-                by_reason.setdefault(why_unknown(layer), []).append(layer.removeprefix(PREFIX))
-            for reason, named in by_reason.items():
-                harmless = f", harmless ({reason})" if reason else ""
-                more = ", ..." if len(named) > SHOWN else ""
-                text += f"; {len(named)} {what}{harmless}: {', '.join(named[:SHOWN])}{more}"
-        return text
+        matched = f"{self.applied} of {total} layers{mismatches(self.unknown, self.misfit)}"
+        return f"{self.name} (strength {strengths}, {where}): {matched}"
 
 
 def apply_lora(
@@ -105,7 +97,7 @@ def _patches(
     path = str(checkpoint.path)
     tensors = comfy.utils.load_torch_file(path, safe_load=True)
     check_lora(tensors, repr(path))
-    lora = _readable(tensors, rank_scale(checkpoint.metadata))
+    lora = _readable(tensors, peft_scale(checkpoint.path, checkpoint.metadata))
     fitting = {name: tensor for name, tensor in lora.items() if layer_of(name, key_map.__contains__) not in misfit}
     known = model.state_dict().keys()
     patches: dict[str, list[Any]] = {}
@@ -116,14 +108,14 @@ def _patches(
     return patches
 
 
-def _readable(tensors: Mapping[str, Any], scale: float) -> dict[str, Any]:
+def _readable(tensors: Mapping[str, Any], scale: PeftScale | None) -> dict[str, Any]:
     """The tensors under the names that ComfyUI reads, with what trainers leave out: alpha, and an axis of DoRA."""
     lora = {official_name(name): tensor for name, tensor in tensors.items()}
     for name in list(lora):
         if name.endswith(".dora_scale") and lora[name].ndim == 1:
             lora[name] = lora[name].unsqueeze(1)
-        if scale != 1.0 and name.endswith(DOWN):
-            lora.setdefault(name.removesuffix(DOWN) + ".alpha", torch.tensor(scale * lora[name].shape[0]))
+        if scale is not None and name.endswith(DOWN):
+            lora.setdefault(name.removesuffix(DOWN) + ".alpha", torch.tensor(scale.alpha_of(lora[name].shape[0])))
     return lora
 
 

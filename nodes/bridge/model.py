@@ -22,7 +22,7 @@ from ...wan_core.errors import WrongModelError
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, mapped, require
 from ...wan_core.weights.families import DIFFUSION_MODEL, Shapes
-from ...wan_core.weights.wholeness import check_tensors, check_types
+from ...wan_core.weights.wholeness import check_tensors, check_types, network_of
 from . import host, lora_table, soundness, texts
 from .branches import keep_quantised
 from .hosted import HostedTransformer
@@ -215,8 +215,9 @@ def check_model_file(checkpoint: Checkpoint) -> None:
     """
     require(checkpoint, DIFFUSION_MODEL)
     assert checkpoint.config is not None
-    expected, known = _expected_shapes(checkpoint.config)
     where = repr(str(checkpoint.path))
+    with network_of(where, DIFFUSION_MODEL):
+        expected, known = _expected_shapes(checkpoint.config)
     check_tensors(where, DIFFUSION_MODEL, {**known, **checkpoint.shapes}, expected, packed=checkpoint.is_packed)
     check_types(where, DIFFUSION_MODEL, checkpoint.types, expected, quantised=checkpoint.quantised)
 

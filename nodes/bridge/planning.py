@@ -18,7 +18,7 @@ from ...wan_core.errors import WanError
 from ...wan_core.geometry import FRAME_STRIDE
 from ...wan_core.media.atomic import partial_file
 from ...wan_core.planner import pace
-from ...wan_core.planner.memory import GIB, Clip, compression_of
+from ...wan_core.planner.memory import GIB, Clip, Part, compression_of
 from ...wan_core.planner.overview import overview, overview_of
 from ...wan_core.planner.plan import Machine, Run, expected, plan, what
 from ...wan_core.weights import Checkpoint, inspect
@@ -103,10 +103,10 @@ class RunPlan:
     def of(cls, pair: Pair, shape: torch.Size, forwards: tuple[int, int]) -> RunPlan | None:
         """For a latent of this shape; None where the models' files are not known."""
         files = [checkpoint_of(facts.path) for facts in (pair.facts, pair.low_facts) if facts is not None]
-        if any(file is None or file.config is None for file in files):
+        models = [Part.of(file) for file in files if file is not None and file.config is not None]
+        if len(models) != len(files):
             return None
-        high, low = (*files, None)[:2]
-        assert high is not None and high.config is not None
+        high, low = models[0], (*models, None)[1]
         scale = compression_of(high.config.out_dim)
         batch, _, frames, rows, columns = shape
         clip = Clip(columns * scale, rows * scale, 1 + (frames - 1) * FRAME_STRIDE, batch)
@@ -126,7 +126,8 @@ class RunPlan:
             told = plan(self.run, self.machine, learned(self.machine.card))
             if told.sent / self.machine.link / 1e9 < HIDDEN * seconds:
                 clip = Clip(self.run.clip.width, self.run.clip.height, self.run.clip.frames)
-                learn(self.machine.card, what(expert), seconds, expected(expert, clip, self.machine.card))
+                file = expert.checkpoint
+                learn(self.machine.card, what(file), seconds, expected(file, clip, self.machine.card))
 
 
 def checkpoint_of(path: str | None) -> Checkpoint | None:

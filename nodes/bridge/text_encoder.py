@@ -21,17 +21,17 @@ from comfy import sd1_clip
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from ...wan_core.errors import WeightsFileError
 from ...wan_core.text.clean import HAS_FTFY
 from ...wan_core.text.keys import encoder_names
 from ...wan_core.text.pieces import tokenizer_of
-from ...wan_core.text.tokenizer import END, FILES, PAD, Tokenizer, tokenizer_file
+from ...wan_core.text.tokenizer import END, PAD, Tokenizer
 from ...wan_core.text.umt5 import UMT5Config, UMT5Encoder
 from ...wan_core.weights.families import TEXT_ENCODER
 from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
-from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
+from ...wan_core.weights.vocabulary import TENSOR, tokenizer_file, weights_file
+from ...wan_core.weights.wholeness import check_tensors, check_types, network_of, sizes_of
 from .branches import keep_quantised
 from .ops import wan_operations
 from .pins import in_free_ram_only, size_of
@@ -155,7 +155,7 @@ def load_text_encoder(path: str | Path, *, disable_dynamic: bool = False) -> com
     checkpoint = inspect(path)
     require(checkpoint, TEXT_ENCODER)
     path = str(checkpoint.path)
-    config = _config(checkpoint)
+    config = check_text_encoder_file(checkpoint)
     files = files_of(checkpoint)
     tensors, metadata = read_tensors(checkpoint)
     check_small(tensors, repr(path))
@@ -195,16 +195,21 @@ def _patcher(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.Mo
     return load_text_encoder(path, disable_dynamic=disable_dynamic).patcher
 
 
-def _config(checkpoint: Checkpoint) -> UMT5Config:
-    """Sizes of the encoder, once every tensor is there in its right shape and type."""
+def check_text_encoder_file(checkpoint: Checkpoint) -> UMT5Config:
+    """Sizes of the encoder, once every tensor is there in its right shape and type.
+
+    Raises:
+        WrongModelError: one is not.
+    """
     where, named = repr(str(checkpoint.path)), checkpoint.names.items()
     new = {old: new for old, new in encoder_names(checkpoint.shapes).items() if new.startswith(PARAMETERS)}
     tensors = {new[old]: checkpoint.header.tensors[name] for name, old in named if old in new}
     shapes = {name: entry.shape for name, entry in tensors.items()}
     types = {name: entry.dtype for name, entry in tensors.items()}
     config = sizes_of(UMT5Config, shapes, where, TEXT_ENCODER)
-    expected = UMT5Encoder(config, device=torch.device("meta")).state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    with network_of(where, TEXT_ENCODER):
+        whole = UMT5Encoder(config, device=torch.device("meta")).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in whole.items()}
     check_tensors(
         where, TEXT_ENCODER, shapes, expected, packed=checkpoint.is_packed or checkpoint.precision == "packed"
     )
@@ -232,16 +237,9 @@ def _tokenizer_model(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> T
     path = checkpoint.path
     if checkpoint.is_gguf:
         return Tokenizer(tokenizer_of(path), where=repr(str(path))).to_tensor()
-    inside = next((tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "spiece_model"), None)
+    inside = next((tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == TENSOR), None)
     if inside is not None:
         return Tokenizer.from_tensor(inside, where=repr(str(path))).to_tensor()
-    beside = tokenizer_file(checkpoint.header.files[0] if checkpoint.header.files else path)
-    if beside is None:
-        raise WeightsFileError(
-            "This text encoder has no tokenizer",
-            where=repr(str(path)),
-            found="no tensor spiece_model in the file",
-            expected=f"it, or one of {', '.join(name.format(stem=path.stem) for name in FILES)} in the same folder",
-            remedy="Take umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors, which carry it",
-        )
+    beside = tokenizer_file(weights_file(checkpoint))
+    assert beside is not None  # or the file would have been refused
     return Tokenizer.from_file(beside).to_tensor()

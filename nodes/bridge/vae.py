@@ -24,7 +24,7 @@ from ...wan_core.weights.families import VAE
 from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.pairing import require
-from ...wan_core.weights.wholeness import check_tensors, check_types, sizes_of
+from ...wan_core.weights.wholeness import check_tensors, check_types, network_of, sizes_of
 from .ops import wan_operations
 from .reading import files_of, read_tensors
 from .soundness import check_small
@@ -79,7 +79,7 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None) -> comfy.sd.
     """
     checkpoint = inspect(path)
     require(checkpoint, VAE)
-    _check(checkpoint)
+    check_vae_file(checkpoint)
     vae = _configured(checkpoint, dtype)
     _install(vae, checkpoint)
     return vae
@@ -105,17 +105,17 @@ def _is_vae22(shapes: Shapes) -> bool:
     return any(name.startswith("decoder.upsamples.0.upsamples.") for name in shapes)
 
 
-def _check(checkpoint: Checkpoint) -> None:
+def check_vae_file(checkpoint: Checkpoint) -> None:
     """Checks by the header that every tensor is there in its right shape and type.
 
     Raises:
         WrongModelError: one is not.
     """
     where, shapes, device = repr(str(checkpoint.path)), checkpoint.shapes, torch.device("meta")
-    if _is_vae22(shapes):
-        whole = WanVAE22(sizes_of(VAE22Config, shapes, where, VAE), device=device)
-    else:
-        whole = WanVAE21(sizes_of(VAE21Config, shapes, where, VAE), device=device)
+    make, sizes = (WanVAE22, VAE22Config) if _is_vae22(shapes) else (WanVAE21, VAE21Config)
+    config: Any = sizes_of(sizes, shapes, where, VAE)
+    with network_of(where, VAE):
+        whole = make(config, device=device)
     expected = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
     check_tensors(where, VAE, shapes, expected)
     check_types(where, VAE, checkpoint.types, expected)
@@ -145,7 +145,7 @@ def _install(vae: comfy.sd.VAE, checkpoint: Checkpoint, *, disable_dynamic: bool
 def _patcher(path: str, dtype: torch.dtype, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """Reads the VAE again for another device or another kind of patcher."""
     checkpoint = inspect(path)
-    _check(checkpoint)
+    check_vae_file(checkpoint)
     vae = _configured(checkpoint, dtype)
     _install(vae, checkpoint, disable_dynamic=disable_dynamic)
     return vae.patcher

@@ -192,6 +192,19 @@ def test_other_adapters(make, model, tmp_path):
         assert torch.allclose(found[layer], expected[layer], atol=1e-4), layer
 
 
+@pytest.mark.parametrize("make", [loha, lokr])
+def test_other_adapters_of_another_model_are_an_error(make, model, tmp_path):
+    """ComfyUI would load them, say so in its log alone, and change nothing."""
+    lora = {}
+    for layer, down, up, weight in parts(model):
+        tensors, _ = make(down, up, torch.zeros(weight.shape[0] + 64, weight.shape[1]))
+        lora |= {f"diffusion_model.{layer}.{part}": tensor.clone() for part, tensor in tensors.items()}
+    save_file(lora, tmp_path / "a.safetensors")
+    with pytest.raises(WrongModelError) as error:
+        apply_lora(model, str(tmp_path / "a.safetensors"), "a", 1.0)
+    assert f"{len(LAYERS)} layers of another shape" in error.value.found
+
+
 def test_what_does_not_match_is_named_with_its_reason(model, tmp_path):
     lora = {}
     for layer in (*LAYERS, "blocks.0.cross_attn.k_img", "img_emb.proj.1", "blocks.77.ffn.0"):

@@ -50,11 +50,13 @@ def lora(folder):
     file = folder / "lightx2v_high_noise.safetensors"
     tensors = load_file(write_lora(file, "t2v_A14B_expert"))
     generator = torch.Generator().manual_seed(3)
-    tensors["diffusion_model.blocks.1.modulation.diff"] = 0.1 * torch.randn(1, 6, 256, generator=generator)
-    tensors["diffusion_model.patch_embedding.diff_b"] = 0.1 * torch.randn(256, generator=generator)
     width = load_file(folder / "wan2.2_t2v_high_noise_14B.safetensors")["head.modulation"].shape[-1]
-    for name in ("blocks.1.modulation.diff", "patch_embedding.diff_b"):
-        tensors[f"diffusion_model.{name}"] = tensors[f"diffusion_model.{name}"][..., :width].contiguous()
+    for name, size in (
+        ("blocks.1.diff_m", (1, 6, width)),
+        ("head.diff_m", (1, 2, width)),
+        ("patch_embedding.diff_b", (width,)),
+    ):
+        tensors[f"diffusion_model.{name}"] = 0.1 * torch.randn(size, generator=generator)
     save_file(tensors, file)
     return str(file)
 
@@ -164,7 +166,7 @@ def test_dora_measures_its_rows_once(kind, tmp_path, monkeypatch):
     answer(0.7, 1.0)
     assert len(measured) == 2, "what is added before it does, and comes back"
     lora = comfy.utils.load_torch_file(str(tmp_path / "dora.safetensors"))
-    native = comfy.sd.load_lora_for_models(base, None, _readable(lora, 1.0), 0.6, 0)[0]
+    native = comfy.sd.load_lora_for_models(base, None, _readable(lora, None), 0.6, 0)[0]
     if kind != "bf16":
         row = magnitude.unsqueeze(1) / plain.norm(dim=1, keepdim=True)
         expected = plain + 0.6 * (row * (plain + up @ down) - plain)

@@ -183,6 +183,26 @@ def test_numbers_that_are_none_are_named(name, change, whole, tmp_path):
     assert (part.matrix.replace("weight", "scale_weight") if change in SCALES else part.vector) in error.found
 
 
+SIZES = {  # tensors that say a size, with no numbers and an axis that no network has
+    "model": ("blocks.0.ffn.0.bias", (0,)),
+    "VAE 2.1": ("encoder.conv1.weight", (2**40, 0, 3, 3, 3)),
+    "VAE 2.2": ("encoder.conv1.weight", (2**40, 0, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_no_network_has_are_refused(name, whole, tmp_path, nothing_is_read):
+    tensor, shape = SIZES[name]
+    tensors = {key: value for key, value in whole[name].items() if key != tensor}
+    path = Path(write(tmp_path, PARTS[name], tensors))
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    table = json.loads(path.read_bytes()[8 : 8 + length])
+    table[tensor] = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 0]}
+    header = json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + path.read_bytes()[8 + length :])
+    assert isinstance(refused(PARTS[name], str(path)), WrongModelError | WeightsFileError)
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_a_name_that_stands_twice_is_refused(name, whole, tmp_path, nothing_is_read):
     part = PARTS[name]

@@ -29,6 +29,7 @@ from wancore.wan_core.errors import WrongModelError
 from wancore.wan_core.paths import Card
 from wancore.wan_core.weights import check_text_encoder, check_vae, inspect, require
 from wancore.wan_core.weights.doctor import check_lora, compute_path, diagnose
+from wancore.wan_core.weights.downloads import with_address
 
 from . import weight_files as files
 from .diffusers_vae import diffusers_vae_name
@@ -95,11 +96,13 @@ def blocks(folder: Path, shapes: str, dtype: str, in_a_byte: int, size: int, sca
     return files.write_hollow(folder / "wan.safetensors", table)
 
 
-def sharded(folder: Path, shapes: str, rename=lambda name: name, model: str = "high_noise_model") -> Path:
+def sharded(
+    folder: Path, shapes: str, rename=lambda name: name, model: str = "high_noise_model", count: int = 3
+) -> Path:
     table, index = [(rename(name), value) for name, value in tensors_of(shapes).items()], {}
-    for number in range(3):
-        file = f"diffusion_pytorch_model-{number + 1:05}-of-00003.safetensors"
-        part = dict(table[number::3])
+    for number in range(count):
+        file = f"diffusion_pytorch_model-{number + 1:05}-of-{count:05}.safetensors"
+        part = dict(table[number::count])
         files.write_hollow(folder / model / file, part)
         index |= dict.fromkeys(part, file)
     (folder / model / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
@@ -282,6 +285,7 @@ def parts(tmp_path_factory):
         f"encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight": ("F16", [32, 12])
         for block in range(2)
     }
+    (folder / "umt5_base.model").touch()
     texts["umt5 base"] = inspect(files.write_hollow(folder / "umt5_base.safetensors", small))
     clip = {"text_model.embeddings.token_embedding.weight": ("F16", [49408, 768])}
     texts["CLIP"] = inspect(files.write_hollow(folder / "clip_l.safetensors", clip))
@@ -322,6 +326,82 @@ def test_doctor_names_what_to_take_instead(parts):
     assert good.healthy and "These fit together." in good.report()
 
 
+def test_doctor_knows_what_is_no_part_of_a_model(parts, tmp_path):
+    """Files of other kinds and families beside those of a run: told apart, with the file to take, and nothing else."""
+    model = parts[0]["t2v_A14B_expert"].path
+    (tmp_path / "vae").mkdir()
+    strange = files.write_hollow(tmp_path / "vae" / "x.safetensors", {"something.weight": ("F16", [8])})
+    other = files.write_hollow(tmp_path / "flux.safetensors", {"double_blocks.0.img_attn.qkv.weight": ("F16", [8, 4])})
+    for path, words in ((strange, "'something.weight'"), (other, "another family")):
+        diagnosis = diagnose([model, path])
+        assert not diagnosis.healthy and words in diagnosis.report() and "fit together" not in diagnosis.report()
+        assert [checkpoint.path for checkpoint in diagnosis.usable] == [model]
+    assert "Take wan_2.1_vae.safetensors" in diagnose([strange]).report(), "its folder says what it is meant to be"
+
+
+BLOCK = "blocks.7.ffn.0.weight"
+BROKEN = {  # what is wrong with the tensors of a model: changes of its table, and what is said
+    "a hole": ({BLOCK: None}, f"1 missing: {BLOCK}"),
+    "a block is gone": (
+        {name: None for name in tensors_of("t2v_1.3B") if "blocks.7." in name},
+        "1 missing: blocks.7.",
+    ),
+    "a hole around": ({"text_embedding.2.bias": None}, "1 missing: text_embedding.2.bias"),
+    "another size": ({BLOCK: ("BF16", [8960, 1024])}, f"1 of another shape: {BLOCK} [8960, 1024]"),
+    "whole numbers": ({BLOCK: ("I8", [8960, 1536])}, f"1 of another type: {BLOCK} I8"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_doctor_sees_tensors_that_are_not_the_models(what, tmp_path):
+    changes, words = BROKEN[what]
+    table = {**tensors_of("t2v_1.3B"), **changes}
+    path = files.write_hollow(tmp_path / "wan.safetensors", {name: value for name, value in table.items() if value})
+    diagnosis = diagnose([path])
+    assert not diagnosis.healthy and words in diagnosis.report() and "Take an unchanged file" in diagnosis.report()
+
+
+@pytest.mark.parametrize("name", ["head.modulation", "blocks.0.ffn.0.bias", "text_embedding.0.weight"])
+def test_a_size_of_zero_is_refused(name, parts, tmp_path):
+    table = tensors_of("t2v_1.3B")
+    table[name] = ("BF16", [0 for _ in table[name][1]])
+    diagnosis = diagnose([parts[0]["t2v_1.3B"].path, files.write_hollow(tmp_path / "wan.safetensors", table)])
+    assert "which is 0" in diagnosis.report() and len(diagnosis.usable) == 1
+
+
+def test_a_quantisation_of_another_kind_is_no_damage(tmp_path):
+    table = {name.replace(".weight", ".qweight"): value for name, value in tensors_of("t2v_1.3B").items()}
+    report = diagnose([files.write_hollow(tmp_path / "wan.safetensors", table)]).report()
+    assert "lacks basic tensors" in report and "Take the bf16, fp8_scaled or GGUF file" in report
+
+
+def test_doctor_sees_a_text_encoder_without_tokenizer(tmp_path):
+    """As umt5-xxl-enc-bf16 is published: it needs the official file beside it."""
+    path = files.write_model(tmp_path / "umt5-xxl-enc-bf16.safetensors", "umt5_xxl")
+    assert diagnose([path]).healthy
+    path.with_suffix(".model").unlink()
+    diagnosis = diagnose([path])
+    assert not diagnosis.healthy and "has no tokenizer" in diagnosis.report()
+    assert "umt5-xxl-enc-bf16.model, spiece.model" in diagnosis.report()
+    assert f"Take {with_address('umt5_xxl_fp8_e4m3fn_scaled.safetensors')}" in diagnosis.report()
+
+
+def test_doctor_sees_a_text_encoder_with_a_hole(tmp_path):
+    table = {name: ("BF16", shape) for name, shape in files.shapes_of("umt5_xxl").items()}
+    gone = next(name for name in table if name.startswith("blocks.9."))
+    del table[gone]
+    assert f"1 missing: {gone}" in diagnose([files.write_hollow(tmp_path / "t.safetensors", table)]).report()
+
+
+def test_a_module_of_vace_alone_names_the_model(tmp_path):
+    """As Kijai publishes them, to be joined with a model by another pack."""
+    table = {name: value for name, value in tensors_of("vace_14B").items() if name.startswith("vace_")}
+    path = files.write_hollow(tmp_path / "Wan2_1-VACE_module_14B_bf16.safetensors", table)
+    report = diagnose([path]).report()
+    assert "module of VACE without its model" in report
+    assert f"Take {with_address('wan2.2_fun_vace_high_noise_14B_fp8_scaled.safetensors')}" in report
+
+
 def test_doctor_reads_broken_files_as_findings(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"<!DOCTYPE html>")
     diagnosis = diagnose([tmp_path / "a.safetensors", tmp_path / "none.safetensors"])
@@ -332,10 +412,18 @@ def test_doctor_reads_broken_files_as_findings(tmp_path):
 def test_loras_are_judged_by_their_layers(spelling, parts, tmp_path):
     models, _, _ = parts
     name = SPELLINGS[spelling]("blocks.3.self_attn.q")
-    lora = inspect(files.write_hollow(tmp_path / "a.safetensors", {name: ("F16", [8, 5120])}))
+    other = name.replace("down", "up").replace("lora_A", "lora_B")
+    pair = {name: ("F16", [8, 5120]), other: ("F16", [5120, 8])}
+    lora = inspect(files.write_hollow(tmp_path / "a.safetensors", pair))
     assert lora.kind == "lora"
     assert passes(check_lora, models["t2v_A14B_expert"], lora)
     assert not passes(check_lora, models["ti2v_5B"], lora)
+
+
+@pytest.mark.parametrize("part", ["a1.weight", "w_norm", "set_weight", "lora_A.default", "diff_m", "lokr_w1", "diff_b"])
+def test_a_lora_of_one_kind_of_part_is_one(part, tmp_path):
+    tensors = {f"diffusion_model.blocks.3.self_attn.q.{part}": ("F16", [8, 8])}
+    assert inspect(files.write_hollow(tmp_path / "a.safetensors", tensors)).kind == "lora"
 
 
 LAYER = "diffusion_model.blocks.3.self_attn.q"
@@ -347,6 +435,7 @@ LAYER = "diffusion_model.blocks.3.self_attn.q"
         ({"lora_down.weight": [8, 5120], "lora_up.weight": [5120, 8]}, True),
         ({"lora_down.weight": [8, 5120], "lora_up.weight": [5120, 4]}, False),
         ({"lora_down.weight": [8, 5120], "lora_up.weight": [3072, 8]}, False),
+        ({"lora_down.weight": [8, 5120]}, False),
         ({"diff_b": [5120]}, True),
         ({"diff": [5120, 1]}, False),
     ],
@@ -361,8 +450,53 @@ def test_the_doctor_judges_loras_as_the_loader_does(kind, shapes, fits, tmp_path
     lora = files.write_hollow(tmp_path / "lora.safetensors", tensors)
     diagnosis = diagnose([model, lora])
     assert diagnosis.healthy == fits, diagnosis.report()
+    assert ("lora.safetensors on wan" in diagnosis.report()) == fits
     if not fits:
         assert "blocks.3.self_attn.q" in diagnosis.report() and "Take a LoRA made for" in diagnosis.report()
+
+
+def test_the_doctor_counts_what_of_a_lora_matches(parts, tmp_path):
+    layers = ("blocks.3.self_attn.q", "blocks.3.cross_attn.k_img", "blocks.3.to_gate_compress", "blocks.77.ffn.0")
+    pair = {"lora_A.weight": ("F16", [8, 5120]), "lora_B.weight": ("F16", [5120, 8])}
+    tensors = {f"diffusion_model.{layer}.{part}": value for layer in layers for part, value in pair.items()}
+    report = diagnose(
+        [parts[0]["t2v_A14B_expert"].path, files.write_hollow(tmp_path / "a.safetensors", tensors)]
+    ).report()
+    assert "a.safetensors on t2v_A14B_expert.safetensors: 1 of 4 layers; 1 unknown, harmless (picture" in report
+    low = files.write_hollow(tmp_path / "a_low.safetensors", tensors)
+    high = files.write_model(tmp_path / "wan_high.safetensors", "t2v_A14B_expert")
+    assert "a_low.safetensors on" not in diagnose([high, low]).report(), "it is for the other expert"
+    assert "harmless (gates of FastVideo's" in report and "; 1 unknown: blocks.77.ffn.0" in report
+
+
+def extracted(shapes: str, small: int, modulation: bool) -> dict:
+    """A LoRA as tools take it out of a whole model: pairs of matrices, and differences of all that is smaller.
+
+    FastWan's and Turbo's: kijai/ComfyUI-KJNodes LoraExtractKJ, which leaves out five axes and modulation. LightX2V's:
+    ModelTC/LightX2V tools/extract/lora_extractor.py at 29c8504, with whatever has fewer than `small` numbers whole.
+    """
+    out: dict[str, tuple] = {}
+    for name, shape in files.shapes_of(shapes).items():
+        layer, _, leaf = f"diffusion_model.{name}".rpartition(".")
+        if leaf == "weight" and len(shape) == 2 and shape[0] * shape[1] >= small:
+            out[f"{layer}.lora_up.weight"] = ("BF16", [shape[0], 128])
+            out[f"{layer}.lora_down.weight"] = ("BF16", [128, shape[1]])
+        elif leaf == "weight" and (len(shape) < 5 or modulation):
+            out[f"{layer}.diff"] = ("BF16", shape)
+        elif leaf == "bias":
+            out[f"{layer}.diff_b"] = ("BF16", shape)
+        elif leaf == "modulation" and modulation:
+            out[f"{layer}.diff_m"] = ("BF16", shape)
+    return out
+
+
+@pytest.mark.parametrize(("shapes", "small", "modulation"), [("ti2v_5B", 0, False), ("t2v_A14B_expert", 10**6, True)])
+def test_loras_taken_out_of_whole_models_match_whole(shapes, small, modulation, parts, tmp_path):
+    tensors = extracted(shapes, small, modulation)
+    lora = files.write_hollow(tmp_path / "lora_rank_128.safetensors", tensors)
+    report = diagnose([parts[0][shapes].path, lora]).report()
+    layers = len({name.rpartition(".lora_")[0] or name.rpartition(".")[0] for name in tensors})
+    assert f"lora_rank_128.safetensors on {shapes}.safetensors: {layers} of {layers} layers\n" in report
 
 
 def test_compute_path(parts, tmp_path):
@@ -418,3 +552,13 @@ def test_command_is_quick_and_exits_with_its_verdict(parts):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not any(line.endswith("| torch") for line in imports.stderr.splitlines()), "torch takes seconds to import"
+
+
+def test_command_prints_names_that_the_console_cannot(tmp_path):
+    """As on Windows, where output into a file or pipe is in an old code page."""
+    path = files.write_model(tmp_path / "\u89c6\u9891.safetensors", "vae21")
+    command = [sys.executable, str(ROOT / "tools" / "doctor.py"), path]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONIOENCODING": "cp1252"}
+    )
+    assert found.returncode == 0 and "\\u89c6\\u9891.safetensors" in found.stdout, found.stderr

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 from wancore.wan_core.errors import WeightsFileError
 from wancore.wan_core.weights import gguf
-from wancore.wan_core.weights.ggml_types import BLOCK_TYPES, BY_NAME
+from wancore.wan_core.weights.ggml_types import BLOCK_TYPES, BY_NAME, OTHERS, TYPES
 
 
 @pytest.fixture
@@ -254,3 +254,19 @@ def test_convolutions_get_their_axes_back(name: str, full: tuple[int, ...], writ
     writer.write_tensors_to_file()
     writer.close()
     assert gguf.read_header(tmp_path / "a.gguf").tensors[name].shape == full
+
+
+def test_types_that_are_not_read_are_no_damage(tmp_path: Path) -> None:
+    """Every type of the reference is read, or named with what to take; published Wan files have some of them."""
+    for kind in GGMLQuantizationType:
+        path = tmp_path / f"{kind.name}.gguf"
+        elements, nbytes = GGML_QUANT_SIZES[kind]
+        path.write_bytes(lie(tensor(shape=(elements,), kind=kind.value) + bytes(64 + nbytes), tensors=1, keys=0))
+        if kind.value > max(OTHERS):
+            continue  # of a newer reference
+        if kind.value in TYPES:
+            assert gguf.read_header(path).tensors["t"].kind.name == kind.name
+            continue
+        with pytest.raises(WeightsFileError) as caught:
+            gguf.read_header(path)
+        assert caught.value.found == f"{kind.name} in tensor 't'" and "Q4_K_M" in caught.value.remedy

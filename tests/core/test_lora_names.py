@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from wancore.wan_core.weights.keys import DIFFUSERS, DIFFUSERS_BLOCK
-from wancore.wan_core.weights.lora import official_name, rank_scale, why_unknown
+from wancore.wan_core.weights.lora import PeftScale, official_name, peft_scale, why_unknown
 
 from .weight_files import shapes_of
 
@@ -50,6 +50,16 @@ def test_every_module_in_every_spelling(spelling):
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    "shapes", ["s2v_14B", "animate_14B", "vace_14B", "fun_camera_A14B", "fun_control_A14B", "ti2v_5B"]
+)
+@pytest.mark.parametrize("spelling", ["kohya", "VideoX-Fun"])
+def test_modules_of_variants_get_their_dots_back(spelling, shapes):
+    modules = {name.removesuffix(".weight") for name in shapes_of(shapes) if name.endswith(".weight")}
+    wrong = [m for m in modules if official_name(SPELLINGS[spelling](m)) != f"diffusion_model.{m}.lora_down.weight"]
+    assert not wrong
+
+
 @pytest.mark.parametrize("part", ["alpha", "diff", "diff_b", "dora_scale", "hada_w2_a", "lokr_w1", "lora_mid.weight"])
 def test_other_parts_keep_their_names(part):
     wanted = f"diffusion_model.blocks.3.cross_attn.k_img.{part}"
@@ -62,6 +72,12 @@ def test_norms_swap_their_numbers():
     assert official_name("diffusion_model.blocks.3.modulation.diff") == "diffusion_model.blocks.3.modulation.diff"
 
 
+def test_lightx2v_names_modulation_after_its_module():
+    """Source: ModelTC/LightX2V tools/extract/lora_extractor.py at 29c8504."""
+    assert official_name("diffusion_model.blocks.3.diff_m") == "diffusion_model.blocks.3.modulation.diff"
+    assert official_name("diffusion_model.head.diff_m") == "diffusion_model.head.modulation.diff"
+
+
 def test_what_is_no_lora_stays():
     for name in ("blocks.0.ffn.0.weight", "lora_te1_text_model_layers_0.lora_down.weight", "spiece_model"):
         assert official_name(name) == name
@@ -70,10 +86,19 @@ def test_what_is_no_lora_stays():
 def test_harmless_parts_are_known():
     assert "picture" in why_unknown("diffusion_model.blocks.0.cross_attn.k_img")
     assert "picture" in why_unknown("lora_unet_img_emb_proj_1") and "encoder" in why_unknown("lora_te1_text_model")
+    assert "sparse attention" in why_unknown("diffusion_model.blocks.0.to_gate_compress")
     assert not why_unknown("diffusion_model.blocks.0.self_attn.k") and not why_unknown("double_blocks.0.img_attn")
 
 
-def test_alpha_of_raw_peft():
-    assert rank_scale({"lora_adapter_metadata": '{"transformer.lora_alpha": 64, "transformer.r": 128}'}) == 0.5
-    assert rank_scale({"adapter_config": '{"lora_alpha": 16, "r": 16}'}) == 1.0
-    assert rank_scale({"adapter_config": "[[["}) == rank_scale({}) == 1.0
+def test_alpha_of_raw_peft(tmp_path):
+    file = tmp_path / "adapter_model.safetensors"
+    half = peft_scale(file, {"lora_adapter_metadata": '{"transformer.lora_alpha": 64, "transformer.r": 128}'})
+    assert half == PeftScale(64, 128) and half.alpha_of(128) == 64 and half.alpha_of(32) == 16
+    assert peft_scale(file, {"adapter_config": "[[["}) is peft_scale(file, {}) is None
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 16, "r": 64, "use_rslora": true}')
+    root = peft_scale(file, {"format": "pt"})
+    assert root == PeftScale(16, 64, by_root=True) and root.alpha_of(64) == 128  # 16 / 8 times the rank
+    assert peft_scale(tmp_path / "another.safetensors", {}) is None, "it says nothing of other files"
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 16, "r": 64, "rank_pattern": {"q": 4}}')
+    layers = peft_scale(file, {})
+    assert layers is not None and layers.alpha_of(4) == layers.alpha_of(64) == 16

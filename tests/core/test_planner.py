@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from wancore.wan_core.planner import memory, pace
-from wancore.wan_core.planner.memory import GIB, Clip, Weights
+from wancore.wan_core.planner.memory import GIB, Clip, Part, Weights
 from wancore.wan_core.planner.overview import overview_of
 from wancore.wan_core.planner.plan import Machine, Run, expected, plan, what
-from wancore.wan_core.weights import Checkpoint, inspect
+from wancore.wan_core.weights import inspect
 
 from .hollow_files import text_encoder, transformer, vae
+from .weight_files import shapes_of, write_hollow
 
 MEASURED = json.loads(Path(__file__).with_name("planner_measured.json").read_text())
 H200 = "NVIDIA H200"
@@ -20,22 +22,22 @@ CLIP = Clip(832, 480, 81)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Checkpoint]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Part]:
     """Full-size files of the published names and shapes: sparse, so that they take no disk."""
     folder = tmp_path_factory.mktemp("models")
     wanted = {(row["shapes"], row["precision"]) for row in (*MEASURED["held"], *MEASURED["sent"])}
     makers = {"umt5_xxl": text_encoder, "vae21": vae}
     wanted.add(("t2v_A14B_expert", "bf16"))
-    return {(shapes, kind): inspect(makers.get(shapes, transformer)(folder, shapes, kind)) for shapes, kind in wanted}
+    made = {(shapes, kind): makers.get(shapes, transformer)(folder, shapes, kind) for shapes, kind in wanted}
+    return {key: Part.of(inspect(path)) for key, path in made.items()}
 
 
 def held(row: dict, files: dict) -> float:
     """Bytes that PyTorch holds at most: activations, and matrices that are decoded for a layer."""
-    checkpoint, clip = files[row["shapes"], row["precision"]], Clip(*row["clip"])
+    part, clip = files[row["shapes"], row["precision"]], Clip(*row["clip"])
     if row["phase"] == "sampling":
-        assert checkpoint.config is not None
-        in_blocks = checkpoint.precision == "Q4_K"  # decoded for each layer; float8 is multiplied as it is
-        return memory.activations(checkpoint.config, clip) + in_blocks * Weights.of(checkpoint).decoded
+        in_blocks = part.checkpoint.precision == "Q4_K"  # decoded for each layer; float8 is multiplied as it is
+        return memory.activations(part.config, clip) + in_blocks * part.weights.decoded
     if row["phase"] == "text encode":
         return memory.TEXT_WORKING
     working = memory.VAE_WORKING[8]
@@ -89,17 +91,17 @@ def test_tiles_fit_their_room():
 
 
 def test_weights_are_what_the_header_says(files):
-    found = Weights.of(files["t2v_A14B_expert", "fp8"])
+    found = files["t2v_A14B_expert", "fp8"].weights
     block = 8 * 5120**2 + 2 * 5120 * 13824  # one byte each, and the bfloat16 biases and norms
     assert found.fetched == pytest.approx(block, rel=0.001)
-    assert found.total == files["t2v_A14B_expert", "fp8"].path.stat().st_size - header_bytes(files)
+    assert found.total == files["t2v_A14B_expert", "fp8"].checkpoint.path.stat().st_size - header_bytes(files)
     assert found.streamed + found.kept == found.total and found.kept < 10e6
     assert found.decoded == 2 * 5120 * 13824
 
 
 def header_bytes(files) -> int:
     """Of the file, and of the mark of its layout, which is no tensor of the model."""
-    path = files["t2v_A14B_expert", "fp8"].path
+    path = files["t2v_A14B_expert", "fp8"].checkpoint.path
     return 8 + int.from_bytes(path.read_bytes()[:8] if path.stat().st_size < 1e6 else path.open("rb").read(8), "little")
 
 
@@ -121,25 +123,27 @@ def test_work_is_counted_by_hand():
 
 
 def test_more_free_memory_is_fewer_transfers(files):
-    checkpoint = files["t2v_A14B_expert", "fp8"]
-    least = memory.sampling(checkpoint, CLIP).vram
-    sent = [memory.transfer(checkpoint, CLIP, least + extra * GIB) for extra in (0, 5, 10, 20)]
-    assert sent[0] == Weights.of(checkpoint).streamed and sent[3] == 0
+    part = files["t2v_A14B_expert", "fp8"]
+    least = memory.sampling(part, CLIP).vram
+    sent = [memory.transfer(part, CLIP, least + extra * GIB) for extra in (0, 5, 10, 20)]
+    assert sent[0] == part.weights.streamed and sent[3] == 0
     assert sent[1] - sent[2] == pytest.approx(5 * GIB)
 
 
 def test_one_measurement_corrects_every_size(files):
     """Seconds of a forward in bf16 at 480p and 720p, on one card: learned from one, within a tenth at the other."""
-    checkpoint, clips = files["t2v_A14B_expert", "bf16"], (CLIP, Clip(1280, 720, 81))
+    part, clips = files["t2v_A14B_expert", "bf16"], (CLIP, Clip(1280, 720, 81))
     machine = Machine(H200, 100 * GIB, 64 * GIB, 50)
-    before = plan(Run(checkpoint, CLIP, forwards=(2, 2)), machine, pace.Pace({}))
+    before = plan(Run(part, CLIP, forwards=(2, 2)), machine, pace.Pace({}))
     assert not before.measured and "an estimate" in before.report(machine)
     seconds = MEASURED["forward"]
     for told, asked in (("480p", "720p"), ("720p", "480p")):
         sizes = dict(zip(("480p", "720p"), clips, strict=True))
-        learned = pace.Pace({}).learned(what(checkpoint), seconds[told], expected(checkpoint, sizes[told], H200))
-        there = (Weights.of(checkpoint).streamed,) * 2
-        found = plan(Run(checkpoint, sizes[asked], forwards=(2, 2), there=there), machine, learned)
+        learned = pace.Pace({}).learned(
+            what(part.checkpoint), seconds[told], expected(part.checkpoint, sizes[told], H200)
+        )
+        there = (part.weights.streamed,) * 2
+        found = plan(Run(part, sizes[asked], forwards=(2, 2), there=there), machine, learned)
         assert found.measured and found.forward == pytest.approx(seconds[asked], rel=0.1)
         assert found.sampling == pytest.approx(4 * found.forward)
 
@@ -149,20 +153,20 @@ def test_one_measurement_corrects_every_size(files):
 )
 def test_a_run_is_timed_within_a_tenth_after_one_calibration(row, files):
     """On cards that weights are streamed to, learned from a forward with all of them at hand."""
-    checkpoint, clip = files[row["shapes"], row["precision"]], Clip(*row["clip"])
+    part, clip = files[row["shapes"], row["precision"]], Clip(*row["clip"])
     machine = Machine(H200, row["free"] * GIB, 64 * GIB, row["link"])
-    learned = pace.Pace({}).learned(what(checkpoint), row["forward"], expected(checkpoint, clip, H200))
-    low = checkpoint if row["first"] == 2 else None
+    learned = pace.Pace({}).learned(what(part.checkpoint), row["forward"], expected(part.checkpoint, clip, H200))
+    low = part if row["first"] == 2 else None
     forwards = (2, 2) if low else (len(row["seconds"]), 0)
-    found = plan(Run(checkpoint, clip, low, forwards=forwards), machine, learned)
+    found = plan(Run(part, clip, low, forwards=forwards), machine, learned)
     assert found.sampling == pytest.approx(sum(row["seconds"]), rel=0.1)
 
 
 def test_what_lies_on_the_gpu_is_not_waited_for(files):
-    checkpoint, machine = files["t2v_A14B_expert", "fp8"], Machine(H200, 100 * GIB, 64 * GIB, 10.0)
-    streamed = Weights.of(checkpoint).streamed
+    part, machine = files["t2v_A14B_expert", "fp8"], Machine(H200, 100 * GIB, 64 * GIB, 10.0)
+    streamed = part.weights.streamed
     waits = [
-        plan(Run(checkpoint, CLIP, checkpoint, forwards=(2, low), there=there), machine, pace.Pace({})).sampling
+        plan(Run(part, CLIP, part, forwards=(2, low), there=there), machine, pace.Pace({})).sampling
         for low, there in ((2, (streamed, streamed)), (2, (streamed, 0.0)), (0, (streamed, 0.0)))
     ]
     forward = waits[0] / 4
@@ -171,23 +175,54 @@ def test_what_lies_on_the_gpu_is_not_waited_for(files):
 
 
 def test_a_slow_link_decides_where_it_takes_longer(files):
-    checkpoint = files["t2v_A14B_expert", "fp8"]
-    machine = Machine(H200, memory.sampling(checkpoint, CLIP).vram, 64 * GIB, 1.0)
-    found = plan(Run(checkpoint, CLIP, forwards=(1, 0)), machine, pace.Pace({}))
+    part = files["t2v_A14B_expert", "fp8"]
+    machine = Machine(H200, memory.sampling(part, CLIP).vram, 64 * GIB, 1.0)
+    found = plan(Run(part, CLIP, forwards=(1, 0)), machine, pace.Pace({}))
     assert found.forward == pytest.approx(found.sent / 1e9) and found.sampling > found.forward
 
 
 def test_what_is_missing_is_said(files):
-    checkpoint = files["t2v_A14B_expert", "fp8"]
+    part = files["t2v_A14B_expert", "fp8"]
     small = Machine("NVIDIA GeForce RTX 3060", 3 * GIB, 2 * GIB)
-    text = plan(Run(checkpoint, CLIP, forwards=(1, 0)), small, pace.Pace({})).report(small)
+    text = plan(Run(part, CLIP, forwards=(1, 0)), small, pace.Pace({})).report(small)
     assert "VRAM: only 3.0 GiB are free" in text and "RAM: only 2.0 GiB are free" in text
     unknown = Machine("A card that nobody knows", 12 * GIB, 32 * GIB)
-    assert "a forward" not in plan(Run(checkpoint, CLIP), unknown, pace.Pace({})).report(unknown)
+    assert "a forward" not in plan(Run(part, CLIP), unknown, pace.Pace({})).report(unknown)
 
 
 def test_files_in_any_order(files):
-    found = [files["umt5_xxl", "fp8"], files["vae21", "bf16"], files["t2v_A14B_expert", "fp8"]]
+    wanted = (("umt5_xxl", "fp8"), ("vae21", "bf16"), ("t2v_A14B_expert", "fp8"))
+    found = [files[key].checkpoint for key in wanted]
     lines = overview_of(found, Machine(), pace.Pace({}))
     assert [line.split(",")[0] for line in lines] == ["1280x720", "832x480"]
     assert overview_of(found[:2], Machine(), pace.Pace({})) == []
+
+
+def test_a_model_of_another_family_is_no_second_expert(files, tmp_path):
+    model = files["t2v_A14B_expert", "fp8"].checkpoint
+    other = inspect(write_hollow(tmp_path / "x.safetensors", {"double_blocks.0.weight": ("F16", [8, 4])}))
+    alone = overview_of([model], Machine(), pace.Pace({}))
+    assert other.kind == model.kind and alone
+    for found in ([model, other], [other, model], [model, files["i2v_A14B_expert", "fp8"].checkpoint]):
+        assert overview_of(found, Machine(), pace.Pace({})) == alone
+
+
+def test_a_header_is_read_once_for_all_sizes(files, monkeypatch):
+    found = [
+        files[key].checkpoint
+        for key in (("t2v_A14B_expert", "fp8"), ("t2v_A14B_expert", "bf16"), ("umt5_xxl", "fp8"), ("vae21", "bf16"))
+    ]
+    read, of = [], Weights.of
+    monkeypatch.setattr(Weights, "of", lambda checkpoint: (read.append(checkpoint.path), of(checkpoint))[1])
+    assert len(overview_of(found, Machine(H200, 12 * GIB, 64 * GIB), pace.Pace({}))) == 2
+    assert sorted(read) == sorted(checkpoint.path for checkpoint in found)
+
+
+def test_blocks_of_every_umt5_are_fetched_as_one(tmp_path):
+    """In the official spelling as in that of transformers, whose names the published ComfyUI files have."""
+    shapes = shapes_of("umt5_xxl")
+    table = {name: ("BF16", shape) for name, shape in shapes.items()}
+    found = Part.of(inspect(write_hollow(tmp_path / "x.safetensors", table))).weights
+    assert found.fetched == 2 * sum(
+        math.prod(shape) for name, shape in shapes.items() if ".3." in name and len(shape) > 1 and "pos_" not in name
+    )

@@ -8,7 +8,8 @@ from wancore.pocket.tokenizer import example_sentences, train_tokenizer
 from wancore.wan_core.errors import WeightsFileError
 from wancore.wan_core.text import clean as cleaning
 from wancore.wan_core.text.clean import clean
-from wancore.wan_core.text.tokenizer import END, PAD, TEXT_TOKENS, Tokenizer, tokenizer_file
+from wancore.wan_core.text.tokenizer import END, PAD, TEXT_TOKENS, Tokenizer
+from wancore.wan_core.weights.vocabulary import tokenizer_file
 
 
 @pytest.fixture(scope="module")

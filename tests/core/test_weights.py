@@ -18,7 +18,7 @@ from wancore.wan_core.weights import check_pair, check_text_encoder, check_vae, 
 from wancore.wan_core.weights.container import PEEK
 from wancore.wan_core.weights.header import MAX_HEADER
 from wancore.wan_core.weights.names import expert_of, is_distilled, partner_names
-from wancore.wan_core.weights.wholeness import check_tensors, check_types
+from wancore.wan_core.weights.wholeness import check_blocks, check_tensors, check_types
 
 from . import weight_files as files
 
@@ -392,6 +392,7 @@ def test_expert_names():
         "HighNoise/Wan2.2-T2V-A14B-HighNoise-Q4_K_M.gguf",
         "high_noise_model/diffusion_pytorch_model.safetensors",
         "wan22_h_bf16.safetensors",
+        "smoothMixWan2214BI2V_i2vHigh.safetensors",
     ]
     for name in high:
         assert expert_of(name) == "high", name
@@ -402,9 +403,13 @@ def test_expert_names():
         "slow_flow.safetensors",
         "highres_fix.safetensors",
         "high_low.safetensors",
+        "wanFlow.safetensors",
+        "Wan22LowVRAM.safetensors",
+        "Wan22HighRes.safetensors",
     ):
         assert expert_of(name) is None, name
     assert partner_names("HighNoise/Wan2.2-HighNoise-Q8.gguf")[-1] == "LowNoise/Wan2.2-LowNoise-Q8.gguf"
+    assert partner_names("x_i2vHigh.safetensors") == ("x_i2vLow.safetensors",)
     assert partner_names("a/x_HIGH_y.safetensors") == ("a/x_LOW_y.safetensors",)
     assert partner_names("a\\x_low_noise.safetensors") == ("a/x_high_noise.safetensors",)
 
@@ -500,6 +505,21 @@ def test_tensors_are_compared_by_name_and_shape():
     with pytest.raises(WrongModelError) as caught:
         check_tensors("x", "vae", {}, many)
     assert caught.value.found.startswith("9 missing: layer0, ") and caught.value.found.count("layer") == 5
+    assert "layer4, ... Take" in str(caught.value), "more are meant, and the sentence ends"
+
+
+def test_a_block_far_off_makes_no_others():
+    """A number in a name is a lie as any other: nothing is made for the blocks that it says are before it."""
+    names = {f"blocks.999.{number}.weight": (1,) for number in range(5000)}
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises(WrongModelError, match=r"999 missing: blocks\.0\."):
+            check_blocks("x", "text_encoder", names, dict.fromkeys(names, "F32"))
+        assert time.process_time() - start < 0.25
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_types_are_those_of_the_layout():

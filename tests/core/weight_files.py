@@ -52,4 +52,7 @@ def write_hollow(
 
 
 def write_model(path: Path, shapes: str, dtype: str = "BF16", prefix: str = "") -> Path:
+    """A model as published; beside the official text encoder lies its tokenizer."""
+    if shapes == "umt5_xxl":
+        path.with_suffix(".model").touch()
     return write_hollow(path, {prefix + name: (dtype, shape) for name, shape in shapes_of(shapes).items()})

@@ -20,7 +20,7 @@ import_comfy()
 import comfy.model_management as management
 import comfy.utils
 import folder_paths
-from wancore.nodes import loaders, lora
+from wancore.nodes import doctor, loaders, lora
 from wancore.nodes.bridge import loading
 from wancore.nodes.bridge.facts import model_facts
 from wancore.nodes.bridge.files import choices, path_of
@@ -128,6 +128,13 @@ def test_missing_low_expert(models, nothing_is_read):
     assert isinstance(error, WrongModelError) and LOW in error.found and HIGH in error.where
 
 
+def test_a_model_that_may_have_a_partner_says_so(models):
+    (models / "diffusion_models" / HIGH).rename(models / "diffusion_models" / "my_t2v.safetensors")
+    assert "choose it as low_model" in loading.select("my_t2v.safetensors", "auto", "auto", "auto").report()
+    (models / "diffusion_models" / "my_t2v.safetensors").rename(models / "diffusion_models" / HIGH)
+    assert f"low: {LOW}\n" in loading.select(HIGH, "auto", "auto", "auto").report()
+
+
 def test_low_expert_in_the_high_place(models, nothing_is_read):
     error = refused(model=LOW)
     assert LOW in error.where and HIGH in error.remedy
@@ -146,7 +153,21 @@ def test_auto_with_no_fitting_file_says_what_is_there(models, nothing_is_read):
     (models / "text_encoders" / TEXT).rename(models / "vae" / "umt5.safetensors")
     (models / "text_encoders" / "notes.safetensors").write_text("<html>")
     error = refused()
-    assert error.where == "text_encoder" and "notes.safetensors" in error.found and TEXT in error.remedy
+    assert error.where == "text_encoder" and TEXT in error.remedy
+    assert "notes.safetensors (this is no weights file)" in error.found
+
+
+def test_auto_says_what_is_wrong_with_the_only_file(models, nothing_is_read):
+    path = models / "vae" / VAE
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert f"{VAE} (the weights file is cut off)" in refused().found
+
+
+def test_the_doctor_sees_what_the_loaders_refuse(models, nothing_is_read):
+    _, words = vae_with_a_hole(models)
+    widgets = dict.fromkeys(doctor.FOLDERS, "none") | {"vae": "hole.safetensors"}
+    (report,) = run(doctor.WanCoreDoctor, **widgets).args
+    assert "problem: " in report and all(word in report for word in words)
 
 
 @pytest.mark.parametrize(("model", "vae"), [(HIGH, VAE), (TI2V, "wan2.2_vae.safetensors")])
@@ -242,7 +263,23 @@ def wrong_width(models):
     return {"text_encoder": "narrow.safetensors"}, ("narrow.safetensors", "96", "128")
 
 
-BAD = (i2v_low, vae_as_model, text_encoder_as_vae, vae_as_text_encoder, lora_as_model, truncated, truncated_low,
+def part_with_a_hole(models, folder, source, widget, gone):
+    weights = load_file(models / folder / source)
+    del weights[gone]
+    save_file(weights, models / folder / "hole.safetensors")
+    return {widget: "hole.safetensors"}, ("hole.safetensors", gone)
+
+
+def vae_with_a_hole(models):
+    return part_with_a_hole(models, "vae", VAE, "vae", "decoder.conv1.weight")
+
+
+def text_encoder_with_a_hole(models):
+    return part_with_a_hole(models, "text_encoders", TEXT, "text_encoder", "encoder.final_layer_norm.weight")
+
+
+BAD = (vae_with_a_hole, text_encoder_with_a_hole,
+       i2v_low, vae_as_model, text_encoder_as_vae, vae_as_text_encoder, lora_as_model, truncated, truncated_low,
        web_page, pickle_as_model, empty_file, absent, wrong_width)  # fmt: skip
 
 
@@ -265,13 +302,54 @@ def test_single_loaders_refuse_too(models, nothing_is_read, node):
     assert "page.safetensors" in caught.value.where and "web page" in caught.value.found
 
 
-def test_a_replaced_file_is_loaded_again(models):
-    widgets = {"model": HIGH, "low_model": "auto", "text_encoder": "auto", "vae": "auto"}
+@pytest.mark.parametrize("auto", [True, False], ids=["auto", "named"])
+@pytest.mark.parametrize(
+    "place", [f"diffusion_models/{HIGH}", f"diffusion_models/{LOW}", f"text_encoders/{TEXT}", f"vae/{VAE}"]
+)
+def test_a_replaced_file_is_loaded_again(place, auto, models):
+    widgets = {"model": HIGH, "low_model": LOW, "text_encoder": TEXT, "vae": VAE}
+    widgets |= dict.fromkeys(("low_model", "text_encoder", "vae"), "auto") if auto else {}
     before = loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
     assert before == loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
-    with (models / "diffusion_models" / HIGH).open("ab") as file:
-        file.write(b"x")
+    os.utime(models / place, ns=(1, 1))
     assert before != loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
+
+
+def test_a_file_beside_those_of_auto_loads_nothing_again(models):
+    widgets = {"model": HIGH, "low_model": "auto", "text_encoder": "auto", "vae": "auto"}
+    before = loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
+    (models / "vae" / "notes.safetensors").write_text("<html>")
+    folder_paths.filename_list_cache.clear()
+    assert before == loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)
+
+
+def test_a_replaced_part_is_loaded_again(models):
+    folder = models / "diffusion_models" / "transformer"
+    folder.mkdir()
+    name = "diffusion_pytorch_model-00001-of-00002.safetensors"
+    (folder / name).touch()
+    os.utime(folder, ns=(1, 1))
+    before = loaders.WanCoreLoadDiffusionModel.fingerprint_inputs(model_name="transformer")
+    assert before == loaders.WanCoreLoadDiffusionModel.fingerprint_inputs(model_name="transformer")
+    os.utime(folder / name, ns=(1, 1))
+    assert before != loaders.WanCoreLoadDiffusionModel.fingerprint_inputs(model_name="transformer")
+
+
+def test_a_replaced_lora_is_loaded_again(models):
+    for lora_low in ("auto", LORA_LOW):
+        for name in (LORA_HIGH, LORA_LOW):
+            widgets = {"lora_high": LORA_HIGH, "lora_low": lora_low}
+            before = lora.WanCoreLoraPair.fingerprint_inputs(**widgets)
+            os.utime(models / "loras" / name, ns=(1, len(lora_low)))
+            assert before != lora.WanCoreLoraPair.fingerprint_inputs(**widgets), (lora_low, name)
+
+
+def test_a_linked_widget_has_no_stamp(models):
+    """ComfyUI would load a model anew for every run where this fails."""
+    widgets = {"model": None, "low_model": "auto", "text_encoder": TEXT, "vae": VAE}
+    assert loaders.WanCoreLoadModels.fingerprint_inputs(**widgets)[0] == ("", ())
+    assert loaders.WanCoreLoadVAE.fingerprint_inputs(vae_name=None) == ("", ())
+    assert lora.WanCoreLoraPair.fingerprint_inputs(lora_high=None, lora_low="auto")[0] == ("", ())
 
 
 def test_new_nodes_show_the_high_noise_model(models):

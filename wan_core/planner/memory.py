@@ -9,6 +9,7 @@ RAM are counted from the code. docs/memory.md says what was run and what not.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from ..config import TransformerConfig
 from ..geometry import FRAME_STRIDE, PATCH
 from ..weights import Checkpoint
+from ..weights.families import TEXT_ENCODER
 
 GIB = 2**30
 SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
@@ -30,6 +32,7 @@ HELD = 5.3  # tensors of all tokens, two bytes a value, in a block beside the fe
 VACE_HELD = 2.0  # more of them for VACE's control stream; counted, not measured
 TEXT_WORKING = 0.3 * GIB  # 512 tokens in UMT5-XXL
 TOKEN_TABLES = ("shared.", "token_embedding.", "token_embd.", "encoder.embed_tokens.")  # looked up in RAM
+BLOCK = re.compile(r"(?:blocks|encoder\.block|enc\.blk)\.\d+\.")  # of a model, of UMT5 in its spellings
 LEAST_TILE = 256  # pixels: side of the smallest tile of a VAE
 OVERLAP = 64  # pixels that tiles share
 PROCESS = 1.8 * GIB  # RAM of Python, PyTorch and ComfyUI, libraries among it
@@ -51,14 +54,14 @@ class Weights:
         return self.total - self.kept
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, blocks: str = "blocks.", *, in_ram: tuple[str, ...] = ()) -> Weights:
-        """Reads the sizes off a header; what begins with `in_ram` never goes to the GPU."""
+    def of(cls, checkpoint: Checkpoint) -> Weights:
+        """Reads the sizes off a header; the tables of a text encoder never go to the GPU."""
         layers: dict[str, int] = defaultdict(int)
         units: dict[str, int] = defaultdict(int)
         kept = total = decoded = 0
         bare: list[int] = []
         for name, official in checkpoint.names.items():
-            if official.startswith(in_ram):
+            if checkpoint.kind == TEXT_ENCODER and official.startswith(TOKEN_TABLES):
                 continue
             entry = checkpoint.header.tensors[name]
             size = entry.end - entry.start
@@ -75,10 +78,27 @@ class Weights:
             if size <= SMALL_LAYER:
                 kept += size
                 continue
-            parts = layer.split(".")
-            in_block = layer.startswith(blocks)
-            units[".".join(parts[: blocks.count(".") + 1]) if in_block else layer] += size
+            block = BLOCK.match(layer)
+            units[block[0] if block else layer] += size
         return cls(total, kept + sum(bare), max(units.values(), default=0), decoded)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a run, and what it weighs: read off its header once, for every size that is planned with it."""
+
+    checkpoint: Checkpoint
+    weights: Weights
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Part:
+        return cls(checkpoint, Weights.of(checkpoint))
+
+    @property
+    def config(self) -> TransformerConfig:
+        """Of a diffusion model."""
+        assert self.checkpoint.config is not None
+        return self.checkpoint.config
 
 
 @dataclass(frozen=True)
@@ -127,17 +147,16 @@ def activations(config: TransformerConfig, clip: Clip) -> float:
     return FIXED + held * clip.tokens(config) * config.dim * HALF * clip.batch
 
 
-def sampling(checkpoint: Checkpoint, clip: Clip) -> Phase:
+def sampling(model: Part, clip: Clip) -> Phase:
     """The forwards of one expert, one prompt after the other."""
-    assert checkpoint.config is not None
-    weights = Weights.of(checkpoint)
+    weights = model.weights
     fetched = FETCHED * weights.fetched + weights.decoded
-    return Phase("sampling", CONTEXT + weights.kept + fetched + activations(checkpoint.config, clip), PROCESS + PINNED)
+    return Phase("sampling", CONTEXT + weights.kept + fetched + activations(model.config, clip), PROCESS + PINNED)
 
 
-def text_encode(checkpoint: Checkpoint) -> Phase:
+def text_encode(text_encoder: Part) -> Phase:
     """A prompt through UMT5."""
-    weights = Weights.of(checkpoint, "encoder.block.", in_ram=TOKEN_TABLES)
+    weights = text_encoder.weights
     needed = CONTEXT + TEXT_WORKING + weights.kept + FETCHED * weights.fetched + weights.decoded
     return Phase("text encode", needed, PROCESS + PINNED)
 
@@ -153,11 +172,11 @@ class Working:
 VAE_WORKING = {8: Working(6100.0, 7400.0), 16: Working(4500.0, 7400.0)}  # by pixels to a latent row
 
 
-def vae(checkpoint: Checkpoint, clip: Clip, *, encode: bool) -> Iterator[Phase]:
+def vae(file: Part, clip: Clip, *, encode: bool) -> Iterator[Phase]:
     """Encoding a picture or clip, where there is one, and decoding; whole frames, without tiles."""
-    compression = compression_of(checkpoint.width or 16)
+    compression = compression_of(file.checkpoint.width or 16)
     working, pixels = VAE_WORKING[compression], clip.width * clip.height
-    weights = Weights.of(checkpoint, "").total
+    weights = file.weights.total
     frames = 3 * pixels * clip.frames * clip.batch  # bytes of the finished clip
     least = min(pixels, LEAST_TILE**2)
     if encode:
@@ -182,12 +201,12 @@ def tile(width: int, height: int, compression: int, room: float) -> tuple[int, i
 
 
 def phases(
-    high: Checkpoint,
+    high: Part,
     clip: Clip,
     *,
-    low: Checkpoint | None = None,
-    text_encoder: Checkpoint | None = None,
-    vae_file: Checkpoint | None = None,
+    low: Part | None = None,
+    text_encoder: Part | None = None,
+    vae_file: Part | None = None,
     encode: bool = False,
 ) -> tuple[Phase, ...]:
     """All phases of a run, in order."""
@@ -208,11 +227,10 @@ def least_ram(found: tuple[Phase, ...], vram: float = 0.0) -> float:
     return max(phase.ram + (phase.canvas if 0 < vram < phase.whole else 0.0) for phase in found)
 
 
-def transfer(checkpoint: Checkpoint, clip: Clip, vram: float) -> float:
+def transfer(model: Part, clip: Clip, vram: float) -> float:
     """Bytes that go to the GPU in each forward from the second on, with so many bytes of the card free at the start.
 
     In the first one all of them go there but those that still lie there.
     """
-    weights = Weights.of(checkpoint)
-    room = vram - sampling(checkpoint, clip).vram - SPARE
-    return max(0.0, weights.streamed - max(0.0, room))
+    room = vram - sampling(model, clip).vram - SPARE
+    return max(0.0, model.weights.streamed - max(0.0, room))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..weights import Checkpoint
 from . import memory, pace
-from .memory import GIB, Clip, Phase, Weights
+from .memory import GIB, Clip, Part, Phase
 
 WAITED = 0.7  # share of its transfers that the first forward of an expert waits for; measured: 0.3 to 0.9
 UNKNOWN = pace.Rates(100.0, None, 100.0, 1000.0)  # a card without rates: only what was measured on it counts
@@ -26,17 +26,17 @@ class Machine:
 class Run:
     """What is to be run; `low` is None for a model of one expert."""
 
-    high: Checkpoint
+    high: Part
     clip: Clip
-    low: Checkpoint | None = None
-    text_encoder: Checkpoint | None = None
-    vae: Checkpoint | None = None
+    low: Part | None = None
+    text_encoder: Part | None = None
+    vae: Part | None = None
     encodes: bool = False  # whether a picture or clip goes through the VAE first
     forwards: tuple[int, int] = (0, 0)  # of the high and the low expert
     there: tuple[float, float] = (0.0, 0.0)  # bytes of each that lie on the GPU when the run begins
 
     @property
-    def experts(self) -> tuple[Checkpoint, ...]:
+    def experts(self) -> tuple[Part, ...]:
         return (self.high,) if self.low is None else (self.high, self.low)
 
 
@@ -91,7 +91,7 @@ def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
     parts = {"low": run.low, "text_encoder": run.text_encoder, "vae_file": run.vae, "encode": run.encodes}
     phases = memory.phases(run.high, run.clip, **parts)
     sent = memory.transfer(run.high, run.clip, machine.vram) if machine.card else 0.0
-    forward, measured = forward_seconds(run.high, run.clip, machine, learned)
+    forward, measured = forward_seconds(run.high.checkpoint, run.clip, machine, learned)
     total = None
     if forward is not None:
         # a block's weights travel while the one before computes; what takes longer decides
@@ -101,7 +101,7 @@ def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
         phases,
         memory.least_vram(phases),
         memory.least_ram(phases, machine.vram),
-        Weights.of(run.high).streamed,
+        run.high.weights.streamed,
         sent,
         forward,
         total,
@@ -114,7 +114,7 @@ def first_seconds(run: Run, machine: Machine) -> float:
     if not machine.card:
         return 0.0
     parts = zip(run.experts, run.forwards, run.there, strict=False)
-    missing = sum(max(0.0, Weights.of(expert).streamed - there) for expert, count, there in parts if count)
+    missing = sum(max(0.0, expert.weights.streamed - there) for expert, count, there in parts if count)
     return WAITED * missing / machine.link / 1e9
 
 

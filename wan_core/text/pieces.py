@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..errors import WeightsFileError
 from ..weights import gguf
+from ..weights.vocabulary import GGUF_KEY as KEY
 
 UNIGRAM = 1  # trainer_spec.model_type
 BYTE = 6  # type of a piece that stands for one byte
-KEY = "tokenizer.ggml."
 
 
 def _varint(value: int) -> bytes:

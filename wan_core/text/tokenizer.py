@@ -23,10 +23,6 @@ END = 1  # </s>, after every text
 PAD = 0
 TEXT_TOKENS = 512  # longest text, its end token included
 
-# Where the tokenizer lies beside weights without one, most specific first: relative to their folder.
-FILES = ("{stem}.model", "spiece.model", "google/umt5-xxl/spiece.model", "umt5-xxl/spiece.model", "tokenizer.model",
-         "../tokenizer/spiece.model")  # fmt: skip
-
 
 class Tokenizer:
     """Official tokens of cleaned text."""
@@ -83,9 +79,3 @@ class Tokenizer:
     def to_tensor(self) -> Tensor:
         """The model as checkpoints carry it, in the uint8 tensor `spiece_model`."""
         return torch.frombuffer(bytearray(self._pieces.serialized_model_proto()), dtype=torch.uint8)
-
-
-def tokenizer_file(weights: Path) -> Path | None:
-    """The sentencepiece file that belongs to text encoder weights without `spiece_model`; None when there is none."""
-    names = (name.format(stem=weights.stem) for name in FILES)
-    return next((path for path in (weights.parent / name for name in names) if path.is_file()), None)

@@ -7,6 +7,7 @@ can run code.
 from __future__ import annotations
 
 import json
+import re
 import stat
 import struct
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from .published import instead_of
 PEEK = 512  # bytes
 INDEX = ".safetensors.index.json"
 MAX_SHARDS = 1000
+SHOWN = 8  # names in an error
+# Parts of a model with an index: those of transformers and diffusers, and those that LightX2V's converter writes.
+PART = re.compile(r"(-\d{5}-of-(?P<of>\d{5})|[/\\](non_block|block_\d+)|_part\d+)\.safetensors$")
 FORMAT_LIMIT = 100_000_000  # bytes; longest header that the safetensors library writes
 THE_FILE_ITSELF = "Download the file itself (its download button or 'resolve' link), not the page that shows it"
 
@@ -41,7 +45,11 @@ REFUSALS: dict[str, tuple[str, str]] = {  # container: (what it is, what to do; 
     "zip": ("a zip archive, as PyTorch writes pickles (.pt, .pth, .ckpt, .bin)", ""),
     "archive": ("a packed archive", "Unpack it and give the .safetensors file inside"),
     "pickle": ("a Python pickle (.pt, .pth, .ckpt, .bin)", ""),
-    "json": ("a JSON text", "Give the .safetensors file beside it, or download it again if this should be the weights"),
+    "json": (
+        "a JSON text",
+        "Give the .safetensors file beside it, or the folder if this is the index of several; download it again if it "
+        "should be the weights",
+    ),
     "text": ("a text", THE_FILE_ITSELF),
     "unknown": ("no format that holds weights", DOWNLOAD_AGAIN),
 }
@@ -94,6 +102,26 @@ def read_header(path: str | Path) -> Header:
     raise WeightsFileError("This is no weights file", where=repr(str(path)), found=found, remedy=remedy)
 
 
+def refuse_part(path: Path) -> None:
+    """Raises:
+    WeightsFileError: the file is one part of a model in several files.
+    """
+    if not (name := PART.search(str(path))):
+        return
+    known = [index for index in path.parent.glob("*" + INDEX) if path in _indexed(index)]
+    parts = len(_indexed(known[0])) if known else int(name["of"] or 1)
+    if parts > 1:
+        folder = repr(str(path.parent))
+        raise WeightsFileError(
+            "This file is one part of a model",
+            where=repr(str(path)),
+            found=f"one of {parts} files",
+            remedy=f"Give their folder, {folder}"
+            if known
+            else f"Put the other parts and their index into {folder}, and give that folder",
+        )
+
+
 def read_folder(path: Path) -> Header:
     """Returns the headers of a folder's weights as one: what its index lists, else its only safetensors file.
 
@@ -106,12 +134,16 @@ def read_folder(path: Path) -> Header:
     else:
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
+            inside = sorted(index.parent.name for index in path.glob("*/*" + INDEX))[:SHOWN]
             raise WeightsFileError(
                 "This folder is no model",
                 where=repr(str(path)),
                 found=f"{len(files)} .safetensors files and {len(indices)} indices (*{INDEX})",
-                remedy="Give a weights file, or a folder with all shards of one model and its index",
+                remedy=f"Give one of the folders in it: {', '.join(inside)}"
+                if inside
+                else "Give a weights file, or a folder with all parts of one model and its index",
             )
+        refuse_part(files[0])
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     for file in files:

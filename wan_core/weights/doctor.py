@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import WeightsFileError, WrongModelError
+from ..errors import WanError, WeightsFileError, WrongModelError
 from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
-from .families import DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
+from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, VAE
 from .inspect import Checkpoint, inspect
-from .lora import DOWN, PREFIX, official_name, strangers, why_unknown
-from .names import is_distilled
-from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require
+from .lora import DOWN, PREFIX, official_name, why_unknown
+from .lora_fit import mismatches, strangers
+from .names import HIGH, LOW, expert_of, is_distilled
+from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require_known, title_of
 
 GB = 1e9
 NO_CARD = Card(None)
@@ -46,14 +47,20 @@ class Diagnosis:
     """All files, and what does not fit between them."""
 
     findings: tuple[Finding, ...]
-    conflicts: tuple[str, ...]
+    conflicts: tuple[str, ...] = ()
+    matches: tuple[str, ...] = ()  # of LoRAs with models
+
+    @property
+    def usable(self) -> list[Checkpoint]:
+        """The files that nothing is wrong with, each alone."""
+        return [found.checkpoint for found in self.findings if found.checkpoint is not None and not found.problem]
 
     @property
     def healthy(self) -> bool:
         return not self.conflicts and not any(finding.problem for finding in self.findings)
 
     def report(self) -> str:
-        parts = [finding.report() for finding in self.findings]
+        parts = [*(finding.report() for finding in self.findings), *self.matches]
         if self.conflicts:
             parts.append("\n".join(("These do not fit together:", *(f"  {line}" for line in self.conflicts))))
         elif len(self.findings) > 1 and self.healthy:
@@ -61,29 +68,32 @@ class Diagnosis:
         return "\n".join(parts)
 
 
-def diagnose(paths: Sequence[str | Path], card: Card = NO_CARD) -> Diagnosis:
-    """Reads the headers; `card` is the GPU that computes. Broken files become findings, not errors."""
-    findings = tuple(_finding(Path(path), card) for path in paths)
-    known = [finding.checkpoint for finding in findings if finding.checkpoint is not None and not finding.problem]
-    return Diagnosis(findings, tuple(_conflicts(known)))
+def diagnose(
+    paths: Sequence[str | Path], card: Card = NO_CARD, check: Callable[[Checkpoint], None] = require_known
+) -> Diagnosis:
+    """Reads the headers; `card` is the GPU that computes. Broken files become findings, not errors.
+
+    `check` raises where something is wrong with a file alone; a host that builds networks can look further.
+    """
+    alone = Diagnosis(tuple(_finding(Path(path), card, check) for path in paths))
+    return replace(alone, conflicts=tuple(_conflicts(alone.usable)), matches=tuple(_matches(alone.usable)))
 
 
-def _finding(path: Path, card: Card) -> Finding:
+def _finding(path: Path, card: Card, check: Callable[[Checkpoint], None]) -> Finding:
     try:
         checkpoint = inspect(path)
     except WeightsFileError as error:
         return Finding(path, (), str(error))
     problem = ""
-    if checkpoint.kind in (DIFFUSION_MODEL, TEXT_ENCODER, VAE, LORA):
-        try:
-            require(checkpoint, checkpoint.kind)
-        except WrongModelError as error:
-            problem = str(error)
+    try:
+        check(checkpoint)
+    except WanError as error:
+        problem = str(error)
     return Finding(path, tuple(_facts(checkpoint, card)), problem, checkpoint)
 
 
 def _facts(checkpoint: Checkpoint, card: Card) -> Iterator[tuple[str, str]]:
-    yield "kind", f"{checkpoint.family.title} ({KIND_TITLES[checkpoint.kind]})"
+    yield "kind", title_of(checkpoint)
     parameters = sum(entry.count for entry in checkpoint.header.tensors.values())
     size = sum(entry.end - entry.start for entry in checkpoint.header.tensors.values())
     yield "size", f"{parameters / 1e9:.2f} billion numbers in {size / GB:.2f} GB"
@@ -95,8 +105,9 @@ def _facts(checkpoint: Checkpoint, card: Card) -> Iterator[tuple[str, str]]:
             yield "expert", checkpoint.expert or "unknown: neither file nor folder says high or low"
         yield "needs", f"VAE {VAE_FILES.get(config.out_dim, 'of its publisher')}, text encoder {TEXT_ENCODER_FILE}"
         yield "computes", compute_path(checkpoint, card)
-        path = attention_in_8_bits(card)
-        yield "attention", f"with the node Wan 8-bit Attention {path.name}: {path.why}, on {card.describe()}"
+        if card.capability is not None:
+            path = attention_in_8_bits(card)
+            yield "attention", f"with the node Wan 8-bit Attention {path.name}: {path.why}, on {card.describe()}"
         if is_distilled(checkpoint.name):
             yield "steps", "made for a few steps without guidance, by its name"
     if checkpoint.kind == LORA:
@@ -109,7 +120,8 @@ def compute_path(checkpoint: Checkpoint, card: Card) -> str:
     if card.capability is not None and card.capability < (8, 0) and half == "bfloat16":
         half = "float16 or float32"
     decoded = f"{half}; weights are decoded layer by layer"
-    precision, why = checkpoint.precision, f"on {card.describe()}"
+    precision = checkpoint.precision
+    why = f"on {card.describe()}" if card.capability is not None else "without an NVIDIA GPU"
     if checkpoint.in_blocks:
         by = "one Triton kernel" if card.triton and card.capability is not None else "PyTorch"
         return f"{half}; blocks are decoded layer by layer, by {by}, {why}"
@@ -166,14 +178,7 @@ def check_lora(model: Checkpoint, lora: Checkpoint) -> None:
     """Raises:
     WrongModelError: no layer of the LoRA fits a layer of the model.
     """
-    weights = model.unpacked_shapes
-
-    def weight_of(layer: str) -> Sequence[int] | None:
-        name = layer.removeprefix(PREFIX)
-        return weights.get(f"{name}.weight", weights.get(name))
-
-    shapes = {official_name(name): shape for name, shape in lora.shapes.items()}
-    unknown, misfit, fitting = strangers(shapes, weight_of)
+    unknown, misfit, fitting = _matched(model, lora)
     if fitting:
         return
     serious = [layer for layer in (*sorted(misfit), *unknown) if not why_unknown(layer)]
@@ -185,3 +190,29 @@ def check_lora(model: Checkpoint, lora: Checkpoint) -> None:
         expected=f"layers of width {model.config.dim}",
         remedy=f"Take a LoRA made for {model.family.title}",
     )
+
+
+def _matches(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
+    """How much of each LoRA reaches each model, where something does."""
+    for lora in checkpoints:
+        for model in checkpoints:
+            if (lora.kind, model.kind) != (LORA, DIFFUSION_MODEL):
+                continue
+            if {expert_of(lora.name), model.expert} == {HIGH, LOW}:
+                continue
+            unknown, misfit, fitting = _matched(model, lora)
+            if fitting:
+                total = len(unknown) + len(misfit) + len(fitting)
+                rest = mismatches(unknown, sorted(misfit))
+                yield f"{lora.name} on {model.name}: {len(fitting)} of {total} layers{rest}"
+
+
+def _matched(model: Checkpoint, lora: Checkpoint) -> tuple[list[str], set[str], set[str]]:
+    """Layers that the model does not have, that do not fit it, and that do."""
+    weights = model.unpacked_shapes
+
+    def weight_of(layer: str) -> Sequence[int] | None:
+        name = layer.removeprefix(PREFIX)
+        return weights.get(f"{name}.weight", weights.get(name))
+
+    return strangers({official_name(name): shape for name, shape in lora.shapes.items()}, weight_of)

@@ -86,10 +86,12 @@ def _latent_channels(channels: int) -> Callable[[Shapes], bool]:
 LAYERS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 LORA_ENDS = (".lora_A.weight", ".lora_down.weight", ".lora_up.weight", ".lora_A.default.weight", ".lora.down.weight",
              ".lora_A", ".lora_linear_layer.down.weight", ".lokr_w1", ".lokr_w1_a", ".hada_w1_a", ".oft_blocks",
-             ".diff", ".diff_b", "_lora.up.weight", "_lora.down.weight")  # fmt: skip
+             ".diff", ".diff_b", ".diff_m", "_lora.up.weight", "_lora.down.weight",
+             ".lora_A.default", ".w_norm", ".set_weight", ".a1.weight")  # fmt: skip
 
 FILES = (
     Family(LORA, "lora", "LoRA", _any_end(*LORA_ENDS)),
+    Family(DIFFUSION_MODEL, "module", "module of VACE without its model", _any_start("vace_blocks.")),
     Family(DIFFUSION_MODEL, "other", "diffusion model of another family",
            _any_start("double_blocks.", "single_blocks.", "joint_blocks.", "input_blocks.", "transformer_blocks.",
                       "model.diffusion_model.", "diffusion_model.", "down_blocks.", "double_stream_blocks.")),

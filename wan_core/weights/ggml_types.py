@@ -46,5 +46,10 @@ TYPES: dict[int, GgmlType] = {
     20: GgmlType("IQ4_NL", 32, 18),
     23: GgmlType("IQ4_XS", SUPER, 136),
 }
+OTHERS: dict[int, str] = {  # types that files of other models have, and this pack does not read
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
+    25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
+    41: "Q1_0",
+}  # fmt: skip
 BY_NAME: dict[str, GgmlType] = {kind.name: kind for kind in TYPES.values()}
 BLOCK_TYPES = frozenset(kind.name for kind in TYPES.values() if not kind.torch_name)

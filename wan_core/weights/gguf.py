@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import WeightsFileError
-from .ggml_types import TYPES, GgmlType
+from .ggml_types import BY_NAME, OTHERS, TYPES, GgmlType
 from .header import DOWNLOAD_AGAIN, LENGTH_BYTES, Header, TensorEntry
 
 MAGIC = b"GGUF"
@@ -74,6 +74,10 @@ class _BrokenHeaderError(Exception):
 
 class _CutOffError(_BrokenHeaderError):
     """How many bytes are missing; at least so many where the header itself is cut off."""
+
+
+class _UnreadTypeError(_BrokenHeaderError):
+    """Which type that is known and not read is in which tensor."""
 
 
 class _Cursor:
@@ -159,8 +163,10 @@ def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], GgmlType, int]:
         raise _BrokenHeaderError(f"tensor {name!r} has {dimensions} dimensions")
     sizes = [int(cursor.number("Q", f"shape of {name!r}")) for _ in range(dimensions)]
     number = int(cursor.number("I", f"type of {name!r}"))
+    if number in OTHERS:
+        raise _UnreadTypeError(f"{OTHERS[number]} in tensor {name!r}")
     if number not in TYPES:
-        raise _BrokenHeaderError(f"tensor {name!r} has type number {number}, which no Wan file uses")
+        raise _BrokenHeaderError(f"tensor {name!r} has type number {number}, which is none")
     kind = TYPES[number]
     if min(sizes) < 1 or sizes[0] % kind.elements:
         raise _BrokenHeaderError(f"tensor {name!r} of type {kind.name} has shape {sizes}")
@@ -225,6 +231,14 @@ def read_header(path: str | Path) -> GgufHeader:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _parse(data, size, path)
+            except _UnreadTypeError as unread:
+                raise WeightsFileError(
+                    "The quantisation of this GGUF file is not one that the pack reads",
+                    where=repr(str(path)),
+                    found=str(unread),
+                    expected=f"one of {', '.join(BY_NAME)}",
+                    remedy="Take another file of this model, such as Q4_K_M, Q4_0 or Q8_0",
+                ) from None
             except _BrokenHeaderError as broken:
                 what = f"The GGUF file is {'cut off' if isinstance(broken, _CutOffError) else 'damaged'}"
                 raise WeightsFileError(what, where=repr(str(path)), found=str(broken), remedy=DOWNLOAD_AGAIN) from None
@@ -275,5 +289,10 @@ def read_gguf(path: Path, size: int) -> Header:
         name: TensorEntry(tensor.kind.name, tensor.shape, tensor.start, tensor.start + tensor.nbytes)
         for name, tensor in header.tensors.items()
     }
-    texts = {key: value for key, value in header.metadata.items() if isinstance(value, str)}
+    left = (str, GgufArray)  # arrays are named only, and stay in the file
+    texts = {
+        key: value if isinstance(value, str) else ""
+        for key, value in header.metadata.items()
+        if isinstance(value, left)
+    }
     return Header(path, tensors, texts, "gguf")

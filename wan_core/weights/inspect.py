@@ -11,10 +11,10 @@ from pathlib import Path
 from ..config import TransformerConfig
 from ..errors import WeightsFileError
 from ..tasks import TASKS, Task
-from .container import read_header
+from .container import read_header, refuse_part
 from .families import DIFFUSION_MODEL, FILES, KIND_TITLES, TEXT_ENCODER, TRUNKS, UNKNOWN, VAE, Family
 from .ggml_types import BLOCK_TYPES
-from .header import DOWNLOAD_AGAIN, Header, TensorEntry
+from .header import Header, TensorEntry
 from .keys import spelling_of
 from .names import expert_at, is_wan21
 from .vae_keys import is_diffusers_vae, official_vae_names
@@ -115,6 +115,7 @@ def inspect(path: str | Path) -> Checkpoint:
     Raises:
         WeightsFileError: the file is not readable as weights, or calls itself Wan and lacks its basic tensors.
     """
+    refuse_part(Path(path).absolute())
     header = read_header(path)
     transformer = _transformer(header)
     if transformer is not None:
@@ -155,7 +156,7 @@ def _transformer(header: Header) -> Checkpoint | None:
             "The weights file lacks basic tensors of a Wan transformer",
             where=repr(str(header.path)),
             found=f"no usable {error}",
-            remedy=DOWNLOAD_AGAIN,
+            remedy="Take the bf16, fp8_scaled or GGUF file of this model; if this is one, download it again",
         ) from None
     return Checkpoint(header, family, spelling.prefix, names, config, expert, _precision(tensors), _scaling(header))
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from .keys import diffusers_module
 
-Shape = Sequence[int]
 PREFIX = "diffusion_model."
-DOWN, UP = ".lora_down.weight", ".lora_up.weight"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MOST_CONFIG = 2**20  # characters
+DOWN = ".lora_down.weight"
 DOTTED = (
     "base_model.model.",
     "model.diffusion_model.",
@@ -50,6 +54,7 @@ PARTS = (
     ("lora_magnitude_vector.default.weight", "dora_scale"),
     ("lora_magnitude_vector.weight", "dora_scale"),
     ("lora_magnitude_vector", "dora_scale"),
+    ("diff_m", "modulation.diff"),  # LightX2V's: a parameter of the module itself
 )
 AS_THEY_ARE = (
     "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "diff_b", "set_weight",
@@ -68,6 +73,7 @@ HARMLESS = {
     "vace_blocks": "blocks of VACE",
     "vace_patch_embedding": "blocks of VACE",
     "patch_embedding": "another number of input channels",
+    "to_gate_compress": "gates of FastVideo's sparse attention, which full attention does not have",
     "lora_te[0-9]?": "the text encoder, which Wan LoRAs do not need",
     "text_encoder": "the text encoder, which Wan LoRAs do not need",
 }
@@ -78,7 +84,10 @@ WORDS = (
     "time_projection", "patch_embedding", "img_emb", "vace_blocks", "vace_patch_embedding", "before_proj",
     "after_proj", "condition_embedder", "time_embedder", "text_embedder", "image_embedder", "time_proj", "linear_1",
     "linear_2", "to_q", "to_k", "to_v", "to_out", "add_k_proj", "add_v_proj", "norm_added_k", "proj_out", "ref_conv",
-    "control_adapter", "face_adapter", "motion_encoder", "audio_injector", "face_encoder",
+    "control_adapter", "residual_blocks", "face_adapter", "fuser_blocks", "linear1_kv", "linear1_q", "q_norm", "k_norm",
+    "motion_encoder", "net_app", "face_encoder", "conv1_local", "conv1_global", "out_proj", "pose_patch_embedding",
+    "audio_injector", "injector_pre_norm_feat", "injector_pre_norm_vec", "injector_adain_layers",
+    "casual_audio_encoder", "final_linear", "cond_encoder", "frame_packer", "proj_2x", "proj_4x", "trainable_cond_mask",
 )  # fmt: skip
 _WORD = re.compile("|".join(sorted(WORDS, key=len, reverse=True)))
 
@@ -129,65 +138,34 @@ def why_unknown(layer: str) -> str:
     return next((why for word, why in HARMLESS.items() if re.search(rf"(?<![a-z]){word}(?![a-z])", text)), "")
 
 
-def layer_of(name: str, knows: Callable[[str], object]) -> str | None:
-    """The longest part of a tensor's name that the model knows; None: it knows none."""
-    layer = name
-    while "." in layer:
-        layer = layer.rpartition(".")[0]
-        if knows(layer):
-            return layer
-    return None
+@dataclass(frozen=True)
+class PeftScale:
+    """How much raw PEFT files scale their products by, whose alpha is in no tensor."""
+
+    alpha: float
+    rank: float
+    by_root: bool = False  # rank-stabilised: alpha over the root of the rank
+    by_layer: bool = False  # layers have ranks of their own
+
+    def alpha_of(self, rank: int) -> float:
+        """The alpha that ComfyUI divides by the rank of a layer."""
+        base = rank if self.by_layer else self.rank
+        return self.alpha / (math.sqrt(base) if self.by_root else base) * rank
 
 
-def strangers(
-    shapes: Mapping[str, Shape], weight_of: Callable[[str], Shape | None]
-) -> tuple[list[str], set[str], set[str]]:
-    """Returns modules that the model does not have, layers that do not fit it, and layers that do.
-
-    `shapes`: {name as ComfyUI reads it: shape} of a LoRA; `weight_of`: the shape of a layer's weight in the model, by
-    its name there. A layer does not fit if a shape is another, or the ranks of its two halves differ.
-    """
-    unknown: dict[str, None] = {}
-    known: set[str] = set()
-    misfit: set[str] = set()
-    for name, shape in shapes.items():
-        layer = layer_of(name, lambda layer: weight_of(layer) is not None)
-        if layer is None:
-            unknown[module_of(name)] = None
-            continue
-        known.add(layer)
-        weight = weight_of(layer)
-        assert weight is not None
-        is_apart = name.endswith(DOWN) and not _joins(shape, name.removesuffix(DOWN), shapes)
-        if is_apart or not _fits(name, shape, weight):
-            misfit.add(layer)
-    return list(unknown), misfit, known - misfit
-
-
-def _fits(name: str, shape: Shape, weight: Shape) -> bool:
-    """Compares the outer sizes of a low-rank pair or a whole difference with the weight's; others pass."""
-    if name.endswith(DOWN):
-        return math.prod(shape[1:]) == math.prod(weight[1:])
-    if name.endswith((UP, ".diff_b")):
-        return shape[0] == weight[0]
-    return not name.endswith(".diff") or tuple(shape) == tuple(weight)
-
-
-def _joins(down: Shape, layer: str, shapes: Mapping[str, Shape]) -> bool:
-    """True if the other half of a low-rank pair has the same rank, or is none; a third part between them may differ."""
-    up = shapes.get(layer + UP, ())
-    return len(up) < 2 or layer + ".lora_mid.weight" in shapes or up[1] == down[0]
-
-
-def rank_scale(metadata: Mapping[str, str]) -> float:
-    """alpha / rank of a raw PEFT file, whose alpha is in the metadata and in no tensor; 1 where it says nothing."""
-    for key in ("lora_adapter_metadata", "adapter_config"):
+def peft_scale(path: Path, metadata: Mapping[str, str]) -> PeftScale | None:
+    """Of a PEFT file, by its metadata or the adapter_config.json that PEFT writes beside it; None: neither is there."""
+    texts = [metadata[key] for key in ("lora_adapter_metadata", "adapter_config") if key in metadata]
+    if path.name == PEFT_FILE:
+        with suppress(OSError, UnicodeDecodeError), (path.parent / PEFT_CONFIG).open(encoding="utf-8") as file:
+            texts.append(file.read(MOST_CONFIG))
+    for text in texts:
         try:
-            config = json.loads(metadata[key])
-        except (KeyError, ValueError, TypeError, RecursionError):
+            config = json.loads(text)
+        except (ValueError, RecursionError):
             continue
         flat = {name.rpartition(".")[2]: value for name, value in config.items()} if isinstance(config, dict) else {}
         alpha, rank = flat.get("lora_alpha"), flat.get("r")
         if isinstance(alpha, (int, float)) and isinstance(rank, (int, float)) and rank > 0:
-            return alpha / rank
-    return 1.0
+            return PeftScale(alpha, rank, flat.get("use_rslora") is True, bool(flat.get("rank_pattern")))
+    return None

@@ -6,8 +6,10 @@ import re
 from pathlib import Path, PurePath
 
 HIGH, LOW = "high", "low"
-# high_noise, HighNoise, -HIGH_, high_noise_model; not "flow", "highres" or "slow"
-EXPERT_WORD = re.compile(r"(?<![a-z])(high|low)(?=[-_. ]?noise|(?![a-z]))", re.IGNORECASE)
+# high_noise, HighNoise, -HIGH_, high_noise_model, i2vHigh; not "flow", "highres", "slow" or "LowVRAM"
+EXPERT_WORD = re.compile(
+    r"(?:(?<![a-z])|(?<=[a-z0-9])(?=(?-i:High|Low)))(high|low)(?=[-_. ]?noise|(?![a-z]))", re.IGNORECASE
+)
 EXPERT_LETTER = re.compile(r"(?<=[-_])([hl])(?=[-_.])", re.IGNORECASE)
 DISTILLED = re.compile(
     r"lightx2v|lightning|distill|causvid|accvid|fusionx|self[-_ ]?forcing|turbo|(?<!\d)[1-8][-_ ]?steps?(?![a-z])|"

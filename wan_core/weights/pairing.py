@@ -7,9 +7,12 @@ import os
 from ..errors import WrongModelError
 from ..tasks import TASKS
 from .downloads import with_address
-from .families import AUDIO_ENCODER, CLIP_VISION, DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, VAE
+from .families import AUDIO_ENCODER, CLIP_VISION, DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, UNKNOWN, VAE
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
+from .published import published_for
+from .vocabulary import require_tokenizer
+from .wholeness import check_blocks
 
 # Published names. Source: huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged, split_files.
 FOLDERS = {
@@ -41,21 +44,39 @@ def place(kind: str, model: Checkpoint | None = None) -> str:
     return f"Take {file}, into {FOLDERS[kind]}"
 
 
+def require_known(checkpoint: Checkpoint) -> None:
+    """Raises:
+    WrongModelError: the file is of no kind that takes part in a run, or as `require` says.
+    WeightsFileError: as `require` says.
+    """
+    if checkpoint.kind != UNKNOWN:
+        require(checkpoint, checkpoint.kind)
+        return
+    raise WrongModelError(
+        "This file is no part of a Wan model",
+        where=_path(checkpoint),
+        found=f"tensors such as {min(checkpoint.header.tensors, default='none at all')[:60]!r}",
+        expected=f"a {', '.join(KIND_TITLES[kind] for kind in FOLDERS)}",
+        remedy=_instead(checkpoint),
+    )
+
+
 def require(checkpoint: Checkpoint, kind: str) -> None:
     """Raises:
-    WrongModelError: the file is of another kind, or of another family than Wan's.
+    WrongModelError: the file is of another kind or of another family than Wan's, or tensors of its blocks are missing.
+    WeightsFileError: it is a text encoder without a tokenizer.
     """
     wanted = KIND_TITLES[kind]
     if checkpoint.kind != kind:
         raise WrongModelError(
             f"This file is no {wanted}",
             where=_path(checkpoint),
-            found=f"a {_title(checkpoint)}",
+            found=f"a {title_of(checkpoint)}",
             expected=f"a {wanted}",
             remedy=place(kind),
         )
     if kind == DIFFUSION_MODEL:
-        _require_known(checkpoint)
+        _require_task(checkpoint)
     elif kind == AUDIO_ENCODER and checkpoint.family.id != "wav2vec2":
         raise WrongModelError(
             "This audio encoder is not the one of Wan S2V",
@@ -72,9 +93,16 @@ def require(checkpoint: Checkpoint, kind: str) -> None:
             expected="UMT5" if kind == TEXT_ENCODER else "a Wan VAE",
             remedy=place(kind),
         )
+    if kind in (DIFFUSION_MODEL, TEXT_ENCODER):
+        packed = checkpoint.is_packed or checkpoint.precision == "packed"
+        check_blocks(
+            _path(checkpoint), kind, checkpoint.shapes, checkpoint.types, quantised=checkpoint.quantised, packed=packed
+        )
+    if kind == TEXT_ENCODER:
+        require_tokenizer(checkpoint)
 
 
-def _require_known(checkpoint: Checkpoint) -> None:
+def _require_task(checkpoint: Checkpoint) -> None:
     if checkpoint.task is None:
         native = checkpoint.config is not None
         raise WrongModelError(
@@ -82,7 +110,7 @@ def _require_known(checkpoint: Checkpoint) -> None:
             where=_path(checkpoint),
             found=f"a {checkpoint.family.title}",
             expected=f"one of {', '.join(task.title for task in TASKS.values())}",
-            remedy="Open it with ComfyUI's Load Diffusion Model node" if native else place(DIFFUSION_MODEL),
+            remedy="Open it with ComfyUI's Load Diffusion Model node" if native else _instead(checkpoint),
         )
     if checkpoint.precision == "packed" and checkpoint.quantised in ("", "unmarked"):
         raise WrongModelError(
@@ -149,11 +177,18 @@ def _refuse_pair(high: Checkpoint, low: Checkpoint, found: str, expected: str) -
     )
 
 
+def _instead(checkpoint: Checkpoint) -> str:
+    """What to take in the place of a file that runs nowhere, by what the names of folder and file say."""
+    file, folder = published_for(checkpoint.path)
+    return f"Take {with_address(file)}, into {folder}" if file else place(DIFFUSION_MODEL)
+
+
 def _path(checkpoint: Checkpoint) -> str:
     return repr(str(checkpoint.path))
 
 
-def _title(checkpoint: Checkpoint) -> str:
+def title_of(checkpoint: Checkpoint) -> str:
+    """What a file is, in words, its kind among them."""
     title = checkpoint.family.title
     return title if KIND_TITLES[checkpoint.kind] in title else f"{title} ({KIND_TITLES[checkpoint.kind]})"
 

@@ -40,6 +40,7 @@ ROWS = (
     (r"ti2v|(?<!\d)5b(?![a-z])", "wan2.2_ti2v_5B_fp16.safetensors", MODELS),
     (r"s2v", "wan2.2_s2v_14B_fp8_scaled.safetensors", MODELS),
     (r"animate", "wan2.2_animate_14B_bf16.safetensors", MODELS),
+    (r"vace", "wan2.2_fun_vace_{expert}_noise_14B_fp8_scaled.safetensors", MODELS),
     (r"(?=.*(high|low)[-_ ]?noise).*(t2v|i2v)", PAIR, MODELS),
 )
 NO_PICKLE = "this pack opens no pickle and no archive"
@@ -47,15 +48,19 @@ NO_PICKLE = "this pack opens no pickle and no archive"
 
 def instead_of(path: Path) -> str:
     """What to do with a pickle: the safetensors file to take, by what the names of folder and file say."""
-    file, folder = _published(f"{path.parent.name}/{path.name}".lower())
+    file, folder = published_for(path)
     if file:
         return f"Take {with_address(file)} instead, into {folder}; {NO_PICKLE}"
     where = f", into {folder}" if folder else ""
     return f"Take {path.stem}.safetensors from the page of the same model{where}; {NO_PICKLE}"
 
 
-def _published(name: str) -> tuple[str, str]:
-    """File and folder; both empty for a name that says nothing, the file alone where no other is published."""
+def published_for(path: Path) -> tuple[str, str]:
+    """The published file that this one is meant to be, by the names of folder and file, and its place.
+
+    Both are empty for names that say nothing, the file alone where no other is published.
+    """
+    name = f"{path.parent.name}/{path.name}".lower()
     for pattern, file, folder in ROWS:
         if re.search(pattern, name):
             words = {"expert": "low" if "low" in name else "high", "task": "i2v" if "i2v" in name else "t2v"}

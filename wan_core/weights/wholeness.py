@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from ..errors import WrongModelError
-from .families import KIND_TITLES, NATIVE_LOADERS, Shapes
+from .families import DIFFUSION_MODEL, KIND_TITLES, NATIVE_LOADERS, Shapes
 from .ggml_types import BLOCK_TYPES
 
 SCALES = (
@@ -23,6 +26,14 @@ SCALES = (
     "alpha",
 )
 SHOWN = 5  # names in an error
+MOST_FOUND = 120  # characters of another library's error
+BLOCK = re.compile(r"(?P<stack>blocks|vace_blocks|encoder\.block|enc\.blk)\.(?P<number>0|[1-9]\d{0,2})\.")
+AROUND = tuple(
+    f"{layer}.{leaf}"
+    for layer in ("patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2",
+                  "time_projection.1", "head.head")
+    for leaf in ("weight", "bias")
+)  # fmt: skip
 FLOATING = frozenset(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
 # Types of whole numbers that the matrices of a quantised file may have, where scales beside them say what they mean;
 # the keys are those of `Checkpoint.quantised`.
@@ -59,6 +70,24 @@ def sizes_of(sizes: Sizes[Config], shapes: Shapes, where: str, kind: str) -> Con
         ) from None
 
 
+@contextmanager
+def network_of(where: str, kind: str) -> Iterator[None]:
+    """Around building a network without weights, from sizes that a header says.
+
+    Raises:
+        WrongModelError: no network has such sizes.
+    """
+    try:
+        yield
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise WrongModelError(
+            f"This {KIND_TITLES[kind]} has sizes that no network has",
+            where=where,
+            found=str(error)[:MOST_FOUND],
+            remedy=_remedy(kind),
+        ) from None
+
+
 def check_tensors(where: str, kind: str, found: Shapes, expected: Shapes, *, packed: bool = False) -> None:
     """Compares the tensors of a file with those of the model, by official name and shape.
 
@@ -76,6 +105,37 @@ def check_tensors(where: str, kind: str, found: Shapes, expected: Shapes, *, pac
     ]
     for what, names in (("missing", missing), ("left over", left_over), ("of another shape", wrong)):
         _refuse(where, kind, what, names)
+
+
+def check_blocks(
+    where: str, kind: str, found: Shapes, types: Mapping[str, str], *, quantised: str = "", packed: bool = False
+) -> None:
+    """Checks that the blocks of a network hold the same tensors, and a transformer what is around them.
+
+    Knows no network, so that it takes no time; what all blocks lack, `check_tensors` finds.
+
+    Raises:
+        WrongModelError: a block lacks a tensor, or one is of another shape or type than in the others.
+    """
+    blocks: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {}
+    for name, shape in found.items():
+        block = BLOCK.match(name)
+        if block is not None and name.rpartition(".")[2] not in SCALES:
+            # 4-bit files may have blocks of 16 bits among theirs: their rows are as many
+            alike = shape[:1] if packed and len(shape) == 2 else shape
+            blocks.setdefault(block["stack"], {}).setdefault(block["number"], {})[name[block.end() :]] = alike
+    expected = {name: found.get(name, ()) for name in AROUND} if kind == DIFFUSION_MODEL else {}
+    here: dict[str, tuple[int, ...]] = {name: found[name] for name in expected if name in found}
+    for stack, numbered in blocks.items():
+        items = Counter(item for tensors in numbered.values() for item in tensors.items())
+        usual = dict(item for item, count in items.items() if 2 * count > len(numbered))
+        one = dict(list(usual.items())[:1])  # stands for a block that is gone: a header's number must not make more
+        for number in map(str, range(1 + max(map(int, numbered)))):
+            wanted, there = usual if number in numbered else one, numbered.get(number, {})
+            expected |= {f"{stack}.{number}.{name}": shape for name, shape in wanted.items()}
+            here |= {f"{stack}.{number}.{name}": shape for name, shape in there.items()}
+    check_tensors(where, kind, {name: here[name] for name in expected if name in here}, expected)
+    check_types(where, kind, types, {name: found[name] for name in expected}, quantised=quantised)
 
 
 def check_types(where: str, kind: str, found: Mapping[str, str], expected: Shapes, *, quantised: str = "") -> None:

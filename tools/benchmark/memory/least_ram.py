@@ -21,13 +21,13 @@ FROM, TO = 0.5 * GIB, 10.0 * GIB  # bytes with which no run does, and with which
 def planned(model: Model, clip: Clip, card: Card, base: Path) -> float:
     """Bytes of RAM that the planner asks for."""
     models = base / "models"
-    files = [inspect(models / "diffusion_models" / name) for name in model.files]
+    files = [memory.Part.of(inspect(models / "diffusion_models" / name)) for name in model.files]
     found = memory.phases(
         files[0],
         memory.Clip(clip.width, clip.height, clip.frames),
         low=(*files, None)[1],
-        text_encoder=inspect(models / "text_encoders" / model.text_encoder),
-        vae_file=inspect(models / "vae" / model.vae),
+        text_encoder=memory.Part.of(inspect(models / "text_encoders" / model.text_encoder)),
+        vae_file=memory.Part.of(inspect(models / "vae" / model.vae)),
         encode=model.has_picture,
     )
     return memory.least_ram(found, card.vram or 0.0)

@@ -69,7 +69,7 @@ def _sampling(shapes: str, precision: str, clip: Clip, folder: Path) -> tuple[Ca
         options = {"sample_sigmas": torch.tensor([1.0, 0.7, 0.0])}
         return patcher.model.apply_model(x, sigma, c_crossattn=text, transformer_options=options, **conds)
 
-    return call, memory.sampling(checkpoint, clip).vram / GIB
+    return call, memory.sampling(memory.Part.of(checkpoint), clip).vram / GIB
 
 
 def _conds(config: Any, size: tuple[int, int, int], device: torch.device) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _vae(phase: str, shapes: str, clip: Clip, path: Path) -> tuple[Callable[[], 
     if not path.is_file():
         files.vae(path, shapes)
     checkpoint, vae = inspect(path), load_vae(path)
-    found = {one.name: one for one in memory.vae(checkpoint, clip, encode=True)}
+    found = {one.name: one for one in memory.vae(memory.Part.of(checkpoint), clip, encode=True)}
     if phase == "VAE decode":
         latent = torch.randn(1, vae.latent_channels, *clip.latent(memory.compression_of(vae.latent_channels)))
 
@@ -125,4 +125,4 @@ def _text(path: Path) -> tuple[Callable[[], Any], float]:
     def call() -> Any:
         return clip.encode_from_tokens_scheduled(clip.tokenize("a lighthouse in a storm"))
 
-    return call, memory.text_encode(inspect(path)).vram / GIB
+    return call, memory.text_encode(memory.Part.of(inspect(path))).vram / GIB

@@ -11,9 +11,9 @@ from graphs import LORA_HIGH, T2V_HIGH, T2V_LOW, TEXT_ENCODER, VAE, Nodes, Promp
 from safetensors.torch import load
 from setup.client import Client
 
-# Shift 8, 4 steps of `simple`: sigma stays at 0.875 or above for 3 of them. One forward of the trained pair in float32 is
-# 1e-6 to 3e-6 from one in float64, ours as ComfyUI's (tests/bridge/test_rounding.py). Guidance g multiplies that by up to
-# 2g - 1, however well the models agree, so it is low here.
+# Shift 8, 4 steps of `simple`: sigma stays at 0.875 or above for 3 of them. One forward of the trained pair in float32
+# is 1e-6 to 3e-6 from one in float64, ours as ComfyUI's (tests/bridge/test_rounding.py). Guidance g multiplies that by
+# up to 2g - 1, however well the models agree, so it is low here.
 SHIFT, STEPS, SPLIT = 8.0, 4, 3
 GUIDANCE_HIGH, GUIDANCE_LOW, SEED = 1.5, 1.25, 7
 EQUAL, DIFFERENT = 1e-5, 1e-2  # of the largest value; float32

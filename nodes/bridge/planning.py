@@ -32,12 +32,18 @@ HIDDEN = 0.9  # share of a forward's time up to which its transfers are taken fo
 def machine() -> Machine:
     """What is free for a run: ComfyUI's own models give way, and so do their copies in RAM."""
     device = management.get_torch_device()
-    ram = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    ram = psutil.virtual_memory().available + own_ram()
     if device.type != "cuda":
         return Machine(ram=ram)
-    loaded = sum(loaded.model.loaded_size() for loaded in management.current_loaded_models if loaded.model is not None)
-    free = management.get_free_memory(device) + loaded
+    there = [loaded.model for loaded in management.current_loaded_models if loaded.device == device]
+    free = management.get_free_memory(device) + sum(model.loaded_size() for model in there if model is not None)
     return Machine(torch.cuda.get_device_name(device), float(free) + context(), ram, link(device.index or 0))
+
+
+def own_ram() -> int:
+    """Bytes that this process takes; pages of mapped files are the system's to take back, and count as free already."""
+    taken = psutil.Process().memory_info()
+    return taken.rss - getattr(taken, "shared", 0)  # only Linux tells them apart
 
 
 def context() -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import sys
 
 import pytest
 import torch
@@ -91,3 +93,13 @@ def test_forwards_that_a_cache_answered_do_not_count():
     found.marks["low"] = [(0.0, 1.0, 1)]
     assert found.seconds("high") == pytest.approx(2.1)
     assert found.seconds("low") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells pages of files from a process's own")
+def test_pages_of_a_mapped_file_are_not_free_twice(tmp_path):
+    size, path = 2**27, tmp_path / "weights"
+    path.write_bytes(bytes(size))
+    before = planning.own_ram()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert not any(mapped[place] for place in range(0, size, mmap.PAGESIZE))  # all of it is resident now
+        assert planning.own_ram() - before < size / 4

@@ -262,6 +262,23 @@ def test_interrupt_leaves_nothing_behind(pair, stop):
     assert torch.equal(run(guider, "dpmpp_2m"), whole)
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_lack_of_memory_while_an_expert_loads_is_what_is_told(pair, monkeypatch, failing):
+    native = comfy.model_management.load_models_gpu
+
+    def load(models, *args, **kwargs):
+        if any(model.model is pair[failing].model for model in models):
+            raise torch.OutOfMemoryError
+        return native(models, *args, **kwargs)
+
+    whole, guider = run(dual(*pair)), dual(*pair)
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(comfy.model_management, "load_models_gpu", load)
+        run(guider)
+    assert all(model.model.current_patcher is None for model in pair)
+    assert torch.equal(run(guider), whole)
+
+
 def test_batch_and_prompts_of_different_length(pair):
     positive, negative = prompts()
     negative = [[negative[0][0][:, :3], {}]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -61,7 +62,13 @@ def stamps(name: str) -> list[list[int]]:
     return [_stamp(path) for path in paths if path is not None and os.path.isfile(path)]
 
 
-def _stamp(path: str) -> list[int]:
+def _stamps_of_model(path: str) -> list[list[Any]]:
+    """The same with names, of a model's file, or of its parts and their index where it is a folder."""
+    files = sorted(Path(path).glob("*.safetensors*")) if os.path.isdir(path) else [Path(path)]
+    return [[file.name, *_stamp(file)] for file in files if file.is_file()]
+
+
+def _stamp(path: str | Path) -> list[int]:
     stat = os.stat(path)
     return [stat.st_size, stat.st_mtime_ns]
 
@@ -72,7 +79,7 @@ def model_identity(model: Any) -> str:
     device = model.load_device
     return digest(
         path,
-        _stamp(path) if path and os.path.isfile(path) else None,
+        _stamps_of_model(path) if path else None,
         type(model.model.diffusion_model).__name__,
         str(model.model_dtype()),
         {name: [_told(patch) for patch in patches] for name, patches in model.patches.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 
 import pytest
@@ -13,9 +14,11 @@ from ..comfy_host import import_comfy
 import_comfy()
 
 import folder_paths
+from safetensors.torch import save_file
 from wancore.nodes.bridge.identity import graph_digest, model_identity
+from wancore.nodes.bridge.model import load_model
 
-from .native_wan import native_model
+from .native_wan import native_model, weights
 
 GRAPH = {
     "1": {"class_type": "Load", "inputs": {"name": "wan.safetensors"}},
@@ -61,6 +64,21 @@ def test_a_changed_file_of_the_same_name_counts(tmp_path, monkeypatch):
     first = digests()[0]
     os.utime(file, (1, 1))
     assert len({without, first, digests()[0]}) == 3
+
+
+def test_a_changed_part_of_a_model_in_several_files_counts(tmp_path):
+    parts = [f"wan-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    tensors, index = weights(1), {}
+    for number, part in enumerate(parts):
+        names = sorted(tensors)[number::2]
+        save_file({name: tensors[name] for name in names}, tmp_path / part)
+        index |= dict.fromkeys(names, part)
+    (tmp_path / "wan.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    model = load_model(str(tmp_path))
+    before = model_identity(model)
+    assert model_identity(model) == before
+    os.utime(tmp_path / parts[1], (1, 1))
+    assert model_identity(model) != before
 
 
 def test_an_unknown_graph_is_said():

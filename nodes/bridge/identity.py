@@ -13,11 +13,15 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ...wan_core.weights.names import HIGH, LOW
 from .facts import model_facts
 from .lora_table import rows_of
 from .replay import digest
 
 LONGEST_NAME = 255  # characters; longer texts are no file names
+# Nodes that give a pair as their first outputs: what is for one expert alone has its name in the name of the input.
+PAIRED = {"WanCoreLoadModels", "WanCoreLoraPair", "WanCoreStepCache", "WanCoreAttention8"}
+OTHER_EXPERT = {0: LOW, 1: HIGH}  # by output of these nodes
 FEW = 64  # values of a patch's tensor: LoRAs of one name differ in them
 
 
@@ -37,20 +41,23 @@ class _Graph:
 
     def __init__(self, prompt: dict[str, Any]) -> None:
         self.prompt = prompt
-        self.known: dict[str, str] = {}
+        self.known: dict[tuple[str, str | None], str] = {}  # by node, and the expert that does not count
 
     def below(self, value: Any) -> str:
         """Of an input: a link to another node, or a widget's value."""
         if isinstance(value, list) and len(value) == 2 and str(value[0]) in self.prompt:
-            return digest(self._node(str(value[0])), value[1])
+            return digest(self._node(str(value[0]), value[1]), value[1])
         return digest(value, stamps(value) if isinstance(value, str) else None)
 
-    def _node(self, node_id: str) -> str:
-        if node_id not in self.known:
-            node = self.prompt[node_id]
-            inputs = {name: self.below(value) for name, value in node["inputs"].items()}
-            self.known[node_id] = digest(node["class_type"], inputs)
-        return self.known[node_id]
+    def _node(self, node_id: str, output: int) -> str:
+        node = self.prompt[node_id]
+        other = OTHER_EXPERT.get(output) if node["class_type"] in PAIRED else None
+        key = node_id, other
+        if key not in self.known:
+            given = {name: value for name, value in node["inputs"].items() if other not in name.split("_")}
+            inputs = {name: self.below(value) for name, value in given.items()}
+            self.known[key] = digest(node["class_type"], inputs)
+        return self.known[key]
 
 
 def stamps(name: str) -> list[list[int]]:

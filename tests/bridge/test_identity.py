@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import os
 
 import pytest
 import torch
+import wancore
 
 from ..comfy_host import import_comfy
 
@@ -15,7 +17,7 @@ import_comfy()
 
 import folder_paths
 from safetensors.torch import save_file
-from wancore.nodes.bridge.identity import graph_digest, model_identity
+from wancore.nodes.bridge.identity import PAIRED, graph_digest, model_identity
 from wancore.nodes.bridge.model import load_model
 
 from .native_wan import native_model, weights
@@ -48,6 +50,41 @@ def digests(change=None):
 def test_only_what_is_above_an_input_counts(change, high, low):
     before, after = digests(), digests(change)
     assert (before[0] == after[0], before[1] == after[1]) == (high, low)
+
+
+PAIRS = {
+    "1": {"class_type": "WanCoreLoadModels", "inputs": {"model": "h", "low_model": "l", "vae": "v"}},
+    "2": {"class_type": "Lora", "inputs": {"model": ["1", 1], "strength": 1.0}},
+    "3": {
+        "class_type": "WanCoreLoraPair",
+        "inputs": {"high": ["1", 0], "low": ["2", 0], "strength_high": 1.0, "strength_low": 1.0, "merge": "auto"},
+    },
+    "4": {"class_type": "Sampler", "inputs": {"high": ["3", 0], "low": ["3", 1]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "high", "low"),
+    [
+        ("1", "low_model", True, False),
+        ("2", "strength", True, False),
+        ("3", "strength_low", True, False),
+        ("3", "strength_high", False, True),
+        ("3", "merge", False, False),
+        ("1", "vae", False, False),
+    ],
+)
+def test_what_a_node_of_pairs_does_to_one_expert_counts_for_that_one(node, name, high, low):
+    changed = copy.deepcopy(PAIRS)
+    changed[node]["inputs"][name] = "changed"
+    same = [graph_digest(PAIRS, "4", side) == graph_digest(changed, "4", side) for side in ("high", "low")]
+    assert same == [high, low]
+
+
+def test_every_node_of_pairs_is_known():
+    nodes = asyncio.run(asyncio.run(wancore.comfy_entrypoint()).get_node_list())
+    schemas = [node.GET_SCHEMA() for node in nodes]
+    assert {schema.node_id for schema in schemas if [out.id for out in schema.outputs][:2] == ["high", "low"]} == PAIRED
 
 
 def test_node_numbers_do_not_count():

@@ -10,6 +10,7 @@ from ..wan_core.guidance import NormalizedGuidance
 from ..wan_core.weights.names import HIGH, LOW
 from .bridge.attention8 import report, with_attention8
 from .bridge.nag import with_nag
+from .bridge.pair import Pair
 from .bridge.show import show_on_node
 from .bridge.step_cache import CacheReport, with_step_cache
 
@@ -103,6 +104,7 @@ class WanCoreStepCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, high: Any, threshold_high: float, threshold_low: float, low: Any | None = None) -> io.NodeOutput:
+        Pair.of(high, low)
         report = CacheReport(cls.hidden.unique_id)
         cached = with_step_cache(high, threshold_high, "model" if low is None else HIGH, report)
         return io.NodeOutput(cached, None if low is None else with_step_cache(low, threshold_low, LOW, report))
@@ -134,7 +136,7 @@ class WanCoreAttention8(io.ComfyNode):
     @classmethod
     def execute(cls, high: Any, low: Any | None = None) -> io.NodeOutput:
         show_on_node(cls.hidden.unique_id, report())
-        return io.NodeOutput(with_attention8(high), None if low is None else with_attention8(low))
+        return io.NodeOutput(with_attention8(high, HIGH), None if low is None else with_attention8(low, LOW))
 
 
 NODES = [WanCoreNAG, WanCoreStepCache, WanCoreAttention8]

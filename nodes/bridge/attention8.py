@@ -14,18 +14,18 @@ from .facts import model_facts
 OPTION = "wan_core_attention_8"  # in transformer_options
 
 
-def with_attention8(model: Any) -> Any:
-    """A clone of MODEL whose self-attention is computed in 8 bits where the card has a kernel for it.
+def with_attention8(model: Any, name: str = "model") -> Any:
+    """A clone of MODEL, from the input `name`, whose self-attention is in 8 bits where the card has a kernel for it.
 
     Raises:
         WrongModelError: not Wan.
         InputError: ComfyUI's own model, which does not read the option.
     """
-    facts = model_facts(model)
+    facts = model_facts(model, name)
     if facts.is_native:
         raise InputError(
             "ComfyUI's own model does not read this option",
-            where=facts.path or "model",
+            where=facts.path or name,
             remedy="Load it with Wan Load Models or Wan Load Diffusion Model",
         )
     clone = model.clone()

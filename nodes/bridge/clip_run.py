@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.model_management
 
+from ...wan_core.errors import InputError
 from . import sampling
 from .clips import CLIPS, ClipPlan, Job, Latent
 from .latents import EMPTY_SIZES
@@ -35,12 +36,20 @@ def sample(
 
     Raises:
         WrongModelError: the clips are made for another model.
+        InputError: they need a mask, which two runs cannot keep.
     """
     clips: ClipPlan | None = latent.get(CLIPS)
     replayed = graph if resume else None
     if clips is None:
         return sampling.sample(plan, positive, negative, latent, run, node_id, graph=replayed)
     clips.check(plan.pair.facts)
+    if plan.segmented and clips.is_masked and len(clips.lengths) > 1:
+        raise InputError(
+            f"{clips.maker} needs both experts in one run",
+            where="switching",
+            found=f"two runs, {plan.segmented}",
+            remedy="Set switching to one run",
+        )
     run_of_clips = _ClipRun(plan, run, node_id, graph, replayed)
     if len(clips.lengths) == 1:
         return run_of_clips.only(clips.begun(), positive, negative, latent)

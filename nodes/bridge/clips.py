@@ -38,6 +38,7 @@ class ClipPlan(ABC):
 
     part = "clip"  # what one of them is called on the node
     maker = ""  # display name of the node that plans it
+    is_masked = False  # whether clips after the first begin with what a mask keeps
 
     @property
     @abstractmethod

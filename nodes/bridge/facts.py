@@ -49,18 +49,20 @@ class ModelFacts:
     is_native: bool  # ComfyUI's own Wan
 
 
-def model_facts(model_patcher: Any) -> ModelFacts:
-    """Reads the facts off a patcher.
+def model_facts(model_patcher: Any, name: str = "model") -> ModelFacts:
+    """Reads the facts off a patcher, which came in by the input of this name.
 
     Raises:
-        WrongModelError: the MODEL is not Wan.
+        WrongModelError: the MODEL is not Wan, or there is none.
     """
-    network: Any = getattr(model_patcher.model, "diffusion_model", None)
+    model = getattr(model_patcher, "model", None)
+    network: Any = getattr(model, "diffusion_model", None)
     is_native = isinstance(network, comfy.ldm.wan.model.WanModel)
     if not is_native and not isinstance(network, WanTransformer):
         raise WrongModelError(
             "This MODEL is not Wan",
-            found=type(model_patcher.model).__name__,
+            where=name,
+            found="no model" if model is None else type(model).__name__,
             remedy="Connect a model from Wan Load Models or from Load Diffusion Model with a Wan file",
         )
     path = _path_of(model_patcher)

@@ -16,6 +16,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor
 
 from ...wan_core.sampling.experts import ExpertSwitch
+from .facts import model_facts
+from .fitting import check_latent
 from .joining import JoiningExpert, Options, forget_run, load
 from .pins import make_room
 
@@ -64,6 +66,7 @@ class DualExpertGuider(comfy.samplers.CFGGuider):
     def sample(
         self, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
+        check_latent({"samples": latent_image}, model_facts(self.model_patcher, "high"))
         run_args = (noise, latent_image, sampler, sigmas, *args)
         starts = (sigmas[:-1] >= self.boundary).tolist()
         needed = [self] if self.other is None or any(starts) else []

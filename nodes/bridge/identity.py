@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -12,11 +13,15 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ...wan_core.weights.names import HIGH, LOW
 from .facts import model_facts
 from .lora_table import rows_of
 from .replay import digest
 
 LONGEST_NAME = 255  # characters; longer texts are no file names
+# Nodes that give a pair as their first outputs: what is for one expert alone has its name in the name of the input.
+PAIRED = {"WanCoreLoadModels", "WanCoreLoraPair", "WanCoreStepCache", "WanCoreAttention8"}
+OTHER_EXPERT = {0: LOW, 1: HIGH}  # by output of these nodes
 FEW = 64  # values of a patch's tensor: LoRAs of one name differ in them
 
 
@@ -36,20 +41,23 @@ class _Graph:
 
     def __init__(self, prompt: dict[str, Any]) -> None:
         self.prompt = prompt
-        self.known: dict[str, str] = {}
+        self.known: dict[tuple[str, str | None], str] = {}  # by node, and the expert that does not count
 
     def below(self, value: Any) -> str:
         """Of an input: a link to another node, or a widget's value."""
         if isinstance(value, list) and len(value) == 2 and str(value[0]) in self.prompt:
-            return digest(self._node(str(value[0])), value[1])
+            return digest(self._node(str(value[0]), value[1]), value[1])
         return digest(value, stamps(value) if isinstance(value, str) else None)
 
-    def _node(self, node_id: str) -> str:
-        if node_id not in self.known:
-            node = self.prompt[node_id]
-            inputs = {name: self.below(value) for name, value in node["inputs"].items()}
-            self.known[node_id] = digest(node["class_type"], inputs)
-        return self.known[node_id]
+    def _node(self, node_id: str, output: int) -> str:
+        node = self.prompt[node_id]
+        other = OTHER_EXPERT.get(output) if node["class_type"] in PAIRED else None
+        key = node_id, other
+        if key not in self.known:
+            given = {name: value for name, value in node["inputs"].items() if other not in name.split("_")}
+            inputs = {name: self.below(value) for name, value in given.items()}
+            self.known[key] = digest(node["class_type"], inputs)
+        return self.known[key]
 
 
 def stamps(name: str) -> list[list[int]]:
@@ -61,7 +69,13 @@ def stamps(name: str) -> list[list[int]]:
     return [_stamp(path) for path in paths if path is not None and os.path.isfile(path)]
 
 
-def _stamp(path: str) -> list[int]:
+def _stamps_of_model(path: str) -> list[list[Any]]:
+    """The same with names, of a model's file, or of its parts and their index where it is a folder."""
+    files = sorted(Path(path).glob("*.safetensors*")) if os.path.isdir(path) else [Path(path)]
+    return [[file.name, *_stamp(file)] for file in files if file.is_file()]
+
+
+def _stamp(path: str | Path) -> list[int]:
     stat = os.stat(path)
     return [stat.st_size, stat.st_mtime_ns]
 
@@ -72,7 +86,7 @@ def model_identity(model: Any) -> str:
     device = model.load_device
     return digest(
         path,
-        _stamp(path) if path and os.path.isfile(path) else None,
+        _stamps_of_model(path) if path else None,
         type(model.model.diffusion_model).__name__,
         str(model.model_dtype()),
         {name: [_told(patch) for patch in patches] for name, patches in model.patches.items()},

@@ -153,14 +153,17 @@ def keyframes_kept(conds: Mapping[str, list[Options]]) -> Iterator[None]:
 
 
 def release_models(guider: Any) -> None:
-    """Lets the additional models of a run go (ControlNets and the like), as the native run does at its end."""
-    comfy.sampler_helpers.cleanup_models(guider.conds, guider.loaded_models)
-    del guider.inner_model, guider.loaded_models
+    """Lets the additional models of a run go (ControlNets and the like), as the native run does at its end.
+
+    A run whose loading failed has none.
+    """
+    if hasattr(guider, "loaded_models"):
+        comfy.sampler_helpers.cleanup_models(guider.conds, guider.loaded_models)
+        del guider.inner_model, guider.loaded_models
 
 
 def forget_run(guider: Any) -> None:
     """Drops what an interrupted native run leaves on its guider."""
-    if hasattr(guider, "loaded_models"):
-        release_models(guider)
+    release_models(guider)
     if hasattr(guider, "conds"):
         del guider.conds

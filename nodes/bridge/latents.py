@@ -19,6 +19,7 @@ from ...wan_core.tasks import T2V_A14B, TI2V_5B, Task
 EMPTY_SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of native empty latents for any model
 FRAME_RATE = "wan_frame_rate"
 REFERENCES = "wan_references"  # (latent frames in front of the clip, all latent frames)
+_FILE_OF_CHANNELS = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
 _TASK_OF_CHANNELS = {task.latent_channels: task for task in (T2V_A14B, TI2V_5B)}
 
 
@@ -51,7 +52,7 @@ def grid_of(vae: Any) -> LatentGrid:
             where="vae",
             found="no VAE" if vae is None else f"latents of {channels} channels and {vae.latent_dim} dimensions",
             expected="16 or 48 channels and 3 dimensions",
-            remedy="Load wan_2.1_vae.safetensors for the 14B models or wan2.2_vae.safetensors for the 5B",
+            remedy=f"Load {_FILE_OF_CHANNELS[16]} for the 14B models or {_FILE_OF_CHANNELS[48]} for the 5B",
         )
     return LatentGrid(task.latent_channels, int(vae.spacial_compression_decode()), task.frame_rate, task.frames)
 
@@ -69,7 +70,7 @@ def grid_for(vae: Any, task: Task, what: str) -> LatentGrid:
             where="vae",
             found=f"{grid.channels} latent channels",
             expected=f"{task.latent_channels}",
-            remedy="Load wan_2.1_vae.safetensors",
+            remedy=f"Load {_FILE_OF_CHANNELS[task.latent_channels]}",
         )
     return grid
 

@@ -29,7 +29,7 @@ from .clips import ClipPlan, Job, Latent
 from .decoding import decode_chunks
 from .facts import ModelFacts
 from .images import CONCAT_LATENT, CONCAT_MASK, encode_keyframes
-from .latents import grid_of
+from .latents import grid_for, grid_of
 
 TASKS = (T2V_A14B, I2V_A14B, TI2V_5B, T2V_1_3B, I2V_21)
 LATENTS, PICTURE = "latents", "picture and latents"
@@ -43,6 +43,7 @@ class LongClips(ClipPlan):
 
     part = "segment"
     maker = "Wan Long Video"
+    is_masked = True
 
     count: int
     latents: int  # latent frames of a segment, with the overlap
@@ -69,6 +70,7 @@ class LongClips(ClipPlan):
                 expected=" or ".join(task.title for task in TASKS[:3]),
                 remedy="Load one of these; sound to video and Animate have clips of their own",
             )
+        grid_for(self.vae, facts.task, facts.task.title)
 
     def begun(self) -> LongClips:
         return replace(self, tail=None, anchor=None, lines=())
@@ -87,7 +89,7 @@ class LongClips(ClipPlan):
         if number == 0:
             return Job(latent, self._without_end(positive), self._without_end(negative))
         known, pictures = self._known()
-        samples = _empty(known, latent["samples"])
+        samples = _empty(known, self.latents)
         samples[:, :, : self.overlap] = known
         mask = torch.ones_like(samples[:, :1])
         mask[:, :, : self.overlap] = 0
@@ -210,7 +212,6 @@ def _ending(mask: Tensor) -> int:
     return known[::-1].index(False)
 
 
-def _empty(known: Tensor, like: Tensor) -> Tensor:
+def _empty(known: Tensor, frames: int) -> Tensor:
     """What the model's normalisation turns to zero, in the shape of a segment."""
-    shape = (known.shape[0], known.shape[1], *like.shape[2:])
-    return FORMATS[known.shape[1]]().process_out(known.new_zeros(shape))
+    return FORMATS[known.shape[1]]().process_out(torch.zeros_like(known[:, :, :1]).repeat(1, 1, frames, 1, 1))

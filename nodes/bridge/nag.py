@@ -26,16 +26,17 @@ def with_nag(model: Any, negative: Any, guidance: NormalizedGuidance) -> Any:
 
     Raises:
         WrongModelError: not Wan.
-        InputError: several prompts; a native model whose cross-attention also reads a picture.
+        InputError: several prompts, or a batch of them; a native model whose cross-attention also reads a picture.
     """
     facts = model_facts(model)
     if guidance.scale == 1 or guidance.alpha == 0:
         return model
-    if len(negative) != 1:
+    prompts = sum(len(text) for text, _ in negative)
+    if prompts != 1:
         raise InputError(
             "NAG takes one negative prompt",
             where="negative",
-            found=f"{len(negative)} combined",
+            found=f"{prompts} together",
             remedy="Connect a single text encode node",
         )
     clone = model.clone()

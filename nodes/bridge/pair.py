@@ -27,7 +27,7 @@ class Pair:
         Raises:
             WrongModelError: not Wan, or the low model is of another task.
         """
-        facts, other = model_facts(high), model_facts(low) if low is not None else None
+        facts, other = model_facts(high, "high"), model_facts(low, "low") if low is not None else None
         if other is not None and (other.task, other.in_dim) != (facts.task, facts.in_dim):
             raise WrongModelError(
                 "The low model does not belong to the high one",

@@ -20,8 +20,9 @@ class RunReport:
     def __init__(
         self, node_id: str | None, summary: str, sigmas: Tensor, boundary: float | None, part: Part = ONLY
     ) -> None:
-        self.node_id, self.summary, self.boundary, self.part = node_id, summary, boundary, part
+        self.node_id, self.summary, self.part = node_id, summary, part
         self.sigmas = sigmas.tolist()
+        self.experts = [] if boundary is None else ["high" if high else "low" for high in sigmas >= boundary]
         self.started = self.first_done = 0.0  # seconds; the first step holds the loading of the weights
 
     def start(self) -> None:
@@ -55,9 +56,9 @@ class RunReport:
             self.first_done = now
         pace = (now - self.first_done) / step if step else now - self.started
         left = pace * (self.part.total(steps) - self.part.done(step + 1, steps))
-        sigma = self.sigmas[min(step, len(self.sigmas) - 1)]
-        expert = "" if self.boundary is None else f"{'high' if sigma >= self.boundary else 'low'} expert, "
-        return f"step {step + 1} of {steps}, {expert}sigma {sigma:.3f}, {duration(left)} left"
+        at = min(step, len(self.sigmas) - 1)
+        expert = f"{self.experts[at]} expert, " if self.experts else ""
+        return f"step {step + 1} of {steps}, {expert}sigma {self.sigmas[at]:.3f}, {duration(left)} left"
 
 
 def memory_text(device: torch.device) -> str:

@@ -18,13 +18,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
 import torch
 from comfy.patcher_extension import WrappersMP
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -35,6 +36,7 @@ STRIDES, ATTENTION = "strides", "attention"  # in the metadata of an answer's fi
 BUDGET = 4 * 2**30  # bytes of all logs together; the oldest answers go first
 LEAST_FREE = 8 * 2**30  # bytes that a log leaves on the disk
 OTHERS = (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL)  # their state would miss the calls that are not made
+WRITE_ERRORS = (OSError, SafetensorError)  # the latter where a disk is full
 # Keys of wrappers there that keep nothing between calls.
 STATELESS = {"wan_core_nag", "wan_core_meter", "torch.compile"}
 
@@ -103,24 +105,28 @@ class ReplayLog:
         except Exception as error:  # noqa: BLE001  (whatever is wrong with it: the model can be asked again)
             logging.warning("Wan: %s cannot be read (%s); the step is run again", path, error)
             return None
-        os.utime(path)  # last used now
+        mark_used(path)
         self.used.append(path)
         return found
 
     def keep(self, name: str, answer: dict[str, Tensor]) -> None:
-        """Writes an answer whole or not at all: a process that is killed leaves no half file behind."""
+        """Writes an answer whole or not at all: a process that is killed leaves no half file behind.
+
+        A disk that does not take it only costs the resume.
+        """
         size = sum(tensor.nbytes for tensor in answer.values())
-        self.folder.mkdir(parents=True, exist_ok=True)
-        make_room(self.folder, size, keep=self.used)
-        if shutil.disk_usage(self.folder).free - size < LEAST_FREE:
-            return
         path = self.path_of(name)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            make_room(self.folder, size, keep=self.used)
+            if shutil.disk_usage(self.folder).free - size < LEAST_FREE:
+                return
             write_answer(draft, answer)
             draft.replace(path)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
+        except WRITE_ERRORS as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             logging.warning("Wan: a step could not be kept for a resume: %s", error)
             return
         self.used.append(path)
@@ -128,7 +134,8 @@ class ReplayLog:
     def finish(self) -> None:
         """After a whole run: removes what no other run could use."""
         for path in self.passing:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         if self.tell is not None:
             self.tell(self.report())
 
@@ -226,6 +233,12 @@ def _feed(state: Any, value: Any) -> None:
         _feed(state, vars(value))
     else:
         raise TypeError(f"the content of a {type(value).__name__} cannot be told")
+
+
+def mark_used(path: Path) -> None:
+    """Notes that a file was used now; another process may have removed it, or own it."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def make_room(folder: Path, size: int, keep: Iterable[Path] = (), budget: int | None = None) -> None:

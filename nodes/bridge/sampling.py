@@ -205,7 +205,7 @@ def _part(sigmas: Tensor, run: Run) -> Tensor:
             found=f"start {run.start_at_step}, end {run.end_at_step}",
             remedy="Set end_at_step above start_at_step",
         )
-    return sigmas[: run.end_at_step + 1][run.start_at_step :]
+    return sigmas[min(run.start_at_step, len(sigmas) - 1) : run.end_at_step + 1]
 
 
 def _check_conditions(pair: Pair, positive: Any, negative: Any) -> None:

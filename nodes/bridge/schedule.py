@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...wan_core.errors import InputError
 from ...wan_core.sampling.dpmpp import sample_dpmpp
 from ...wan_core.sampling.schedules import LARGEST_SIGMA, TIMESTEPS, Schedule, shifted
 from ...wan_core.sampling.unipc import sample_unipc
@@ -111,9 +112,21 @@ def sampler_object(name: str) -> Any:
 
 
 def native_sigmas(model: Any, scheduler: str, sampler_name: str, steps: int, denoise: float) -> Tensor:
-    """The sigmas [steps + 1] that the native KSampler takes with this model, scheduler and sampler."""
+    """The sigmas [steps + 1] that the native KSampler takes with this model, scheduler and sampler.
+
+    Raises:
+        InputError: the scheduler makes none of so few steps.
+    """
     known = sampler_name if sampler_name in comfy.samplers.KSampler.SAMPLERS else "euler"
-    return comfy.samplers.KSampler(model, steps, torch.device("cpu"), known, scheduler, denoise).sigmas
+    sigmas = comfy.samplers.KSampler(model, steps, torch.device("cpu"), known, scheduler, denoise).sigmas
+    if not sigmas.isfinite().all():
+        raise InputError(
+            "This scheduler makes no sigmas of so few steps",
+            where="scheduler",
+            found=f"{scheduler} with steps {steps}",
+            remedy="Set steps to 2 or more, or choose simple",
+        )
+    return sigmas
 
 
 def _with_sampling(model: Any, sampling: FlowSampling) -> Any:

@@ -24,7 +24,7 @@ from ...wan_core.errors import OutputError
 from ...wan_core.media.atomic import disk_errors, partial_file
 from .clips import Job
 from .identity import graph_digest, model_identity
-from .replay import digest, make_room
+from .replay import WRITE_ERRORS, digest, make_room, mark_used
 from .sampling import Plan, Run
 
 BUDGET = 20 * 2**30  # bytes of all clips together, about 30 hours of 480p; those used longest ago go first
@@ -53,7 +53,7 @@ class Segments:
         except Exception as error:  # noqa: BLE001  (whatever is wrong with it: it can be sampled again)
             logging.warning("Wan: %s cannot be read (%s); it is sampled again", path, error)
             return None
-        os.utime(path)  # last used now
+        mark_used(path)
         self.used.append(path)
         return results
 
@@ -73,7 +73,7 @@ class Segments:
                     return
                 save_file(tensors, partial.path)
                 partial.replace(self._path(key))
-        except (OSError, OutputError) as error:
+        except (*WRITE_ERRORS, OutputError) as error:
             logging.warning("Wan: a finished clip could not be kept: %s", error)
             return
         self.used.append(self._path(key))

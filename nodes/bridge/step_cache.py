@@ -8,7 +8,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...wan_core.sampling.step_cache import StepCache
-from .facts import model_facts
 from .show import show_on_node
 
 KEY = "wan_core_step_cache"
@@ -20,14 +19,15 @@ class CacheReport:
 
     def __init__(self, node_id: str | None) -> None:
         self.node_id = node_id
-        self.lines: dict[str, str] = {}
+        self.caches: dict[str, list[StepCache]] = {}
 
     def start(self, name: str) -> None:
-        self.lines.pop(name, None)
+        self.caches.pop(name, None)
 
     def finish(self, name: str, cache: StepCache) -> None:
-        self.lines[name] = f"{name}: {in_words(cache)}"
-        show_on_node(self.node_id, "\n".join(self.lines[key] for key in sorted(self.lines)))
+        self.caches.setdefault(name, []).append(cache)
+        lines = (f"{key}: {', then '.join(map(in_words, caches))}" for key, caches in sorted(self.caches.items()))
+        show_on_node(self.node_id, "\n".join(lines))
 
 
 def in_words(cache: StepCache) -> str:
@@ -41,12 +41,7 @@ def in_words(cache: StepCache) -> str:
 
 
 def with_step_cache(model: Any, threshold: float, name: str, report: CacheReport) -> Any:
-    """A clone of MODEL whose evaluations are skipped below this estimated error; the MODEL itself at 0.
-
-    Raises:
-        WrongModelError: not Wan.
-    """
-    model_facts(model)
+    """A clone of MODEL whose evaluations are skipped below this estimated error; the MODEL itself at 0."""
     if threshold == 0:
         return model
     clone = model.clone()
@@ -57,34 +52,36 @@ def with_step_cache(model: Any, threshold: float, name: str, report: CacheReport
 
 
 class _Cached:
-    """The cache of one MODEL: a new one in each run."""
+    """The caches of one MODEL: a new one in each run, and for each expert where both are clones of it."""
 
     def __init__(self, threshold: float, name: str, report: CacheReport) -> None:
         self.threshold, self.name, self.report = threshold, name, report
-        self.cache: StepCache | None = None  # while a run is under way
-        self.added = 0  # functions that look into the guidance, of the MODEL's own
+        # By guider, while its run is under way: the cache, and how many functions of its own look into the guidance.
+        self.runs: dict[Any, tuple[StepCache, int]] = {}
 
     def around(
         self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *rest: Any, **more: Any
     ) -> Tensor:
         """Around the native outer_sample."""
-        self.report.start(self.name)
-        self.cache = StepCache(self.threshold, sigmas.tolist())
-        self.added = len(executor.class_obj.model_options.get(ADDED, ()))
+        guider, cache = executor.class_obj, StepCache(self.threshold, sigmas.tolist())
+        if not self.runs:
+            self.report.start(self.name)
+        self.runs[guider] = cache, len(guider.model_options.get(ADDED, ()))
         try:
             out = executor(noise, latent, sampler, sigmas, *rest, **more)
-            self.report.finish(self.name, self.cache)
+            self.report.finish(self.name, cache)
             return out
         finally:
-            self.cache = None
+            del self.runs[guider]
 
     def predict(
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
     ) -> Tensor:
         """Around the native predict_noise: x [B, C, F, H, W] at sigma `timestep` [B] -> denoised."""
-        cache, sigma = self.cache, float(timestep.max())
+        cache, added = self.runs.get(executor.class_obj, (None, 0))
+        sigma = float(timestep.max())
         # A sampler that looks into the guidance (the cfg_pp ones) needs what is predicted there.
-        if cache is None or sigma <= 0 or len(model_options.get(ADDED, ())) > self.added:
+        if cache is None or sigma <= 0 or len(model_options.get(ADDED, ())) > added:
             return executor(x, timestep, model_options, seed)
         velocity = cache.reuse(x, sigma)
         if velocity is not None:

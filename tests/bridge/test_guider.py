@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from wancore.nodes.bridge.guider import DualExpertGuider, with_added
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.schedule import native_sigmas, sampler_object, with_official_timesteps, with_shift
+from wancore.wan_core.errors import InputError
 from wancore.wan_core.sampling.schedules import unipc_schedule
 from wancore.wan_core.sampling.unipc import sample_unipc
 
@@ -260,6 +261,30 @@ def test_interrupt_leaves_nothing_behind(pair, stop):
     assert [dict(model.model_options) for model in pair] == options
     assert all(model.model.current_patcher is None for model in pair)
     assert torch.equal(run(guider, "dpmpp_2m"), whole)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_lack_of_memory_while_an_expert_loads_is_what_is_told(pair, monkeypatch, failing):
+    native = comfy.model_management.load_models_gpu
+
+    def load(models, *args, **kwargs):
+        if any(model.model is pair[failing].model for model in models):
+            raise torch.OutOfMemoryError
+        return native(models, *args, **kwargs)
+
+    whole, guider = run(dual(*pair)), dual(*pair)
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(comfy.model_management, "load_models_gpu", load)
+        run(guider)
+    assert all(model.model.current_patcher is None for model in pair)
+    assert torch.equal(run(guider), whole)
+
+
+def test_a_latent_of_another_model_is_refused_before_loading(pair, monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *args, **kwargs: pytest.fail("loaded"))
+    with pytest.raises(InputError) as caught:
+        run(dual(*pair), latent=torch.randn(1, 48, 3, 8, 8))
+    assert caught.value.where == "latent" and "48" in caught.value.found
 
 
 def test_batch_and_prompts_of_different_length(pair):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
 import os
 
 import pytest
 import torch
+import wancore
 
 from ..comfy_host import import_comfy
 
 import_comfy()
 
 import folder_paths
-from wancore.nodes.bridge.identity import graph_digest, model_identity
+from safetensors.torch import save_file
+from wancore.nodes.bridge.identity import PAIRED, graph_digest, model_identity
+from wancore.nodes.bridge.model import load_model
 
-from .native_wan import native_model
+from .native_wan import native_model, weights
 
 GRAPH = {
     "1": {"class_type": "Load", "inputs": {"name": "wan.safetensors"}},
@@ -47,6 +52,41 @@ def test_only_what_is_above_an_input_counts(change, high, low):
     assert (before[0] == after[0], before[1] == after[1]) == (high, low)
 
 
+PAIRS = {
+    "1": {"class_type": "WanCoreLoadModels", "inputs": {"model": "h", "low_model": "l", "vae": "v"}},
+    "2": {"class_type": "Lora", "inputs": {"model": ["1", 1], "strength": 1.0}},
+    "3": {
+        "class_type": "WanCoreLoraPair",
+        "inputs": {"high": ["1", 0], "low": ["2", 0], "strength_high": 1.0, "strength_low": 1.0, "merge": "auto"},
+    },
+    "4": {"class_type": "Sampler", "inputs": {"high": ["3", 0], "low": ["3", 1]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "high", "low"),
+    [
+        ("1", "low_model", True, False),
+        ("2", "strength", True, False),
+        ("3", "strength_low", True, False),
+        ("3", "strength_high", False, True),
+        ("3", "merge", False, False),
+        ("1", "vae", False, False),
+    ],
+)
+def test_what_a_node_of_pairs_does_to_one_expert_counts_for_that_one(node, name, high, low):
+    changed = copy.deepcopy(PAIRS)
+    changed[node]["inputs"][name] = "changed"
+    same = [graph_digest(PAIRS, "4", side) == graph_digest(changed, "4", side) for side in ("high", "low")]
+    assert same == [high, low]
+
+
+def test_every_node_of_pairs_is_known():
+    nodes = asyncio.run(asyncio.run(wancore.comfy_entrypoint()).get_node_list())
+    schemas = [node.GET_SCHEMA() for node in nodes]
+    assert {schema.node_id for schema in schemas if [out.id for out in schema.outputs][:2] == ["high", "low"]} == PAIRED
+
+
 def test_node_numbers_do_not_count():
     renamed = {"9": GRAPH["1"], "2": {**GRAPH["2"], "inputs": {**GRAPH["2"]["inputs"], "model": ["9", 0]}}}
     renamed["3"] = {"class_type": "Sampler", "inputs": {"high": ["2", 0]}}
@@ -61,6 +101,21 @@ def test_a_changed_file_of_the_same_name_counts(tmp_path, monkeypatch):
     first = digests()[0]
     os.utime(file, (1, 1))
     assert len({without, first, digests()[0]}) == 3
+
+
+def test_a_changed_part_of_a_model_in_several_files_counts(tmp_path):
+    parts = [f"wan-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    tensors, index = weights(1), {}
+    for number, part in enumerate(parts):
+        names = sorted(tensors)[number::2]
+        save_file({name: tensors[name] for name in names}, tmp_path / part)
+        index |= dict.fromkeys(names, part)
+    (tmp_path / "wan.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    model = load_model(str(tmp_path))
+    before = model_identity(model)
+    assert model_identity(model) == before
+    os.utime(tmp_path / parts[1], (1, 1))
+    assert model_identity(model) != before
 
 
 def test_an_unknown_graph_is_said():

@@ -78,6 +78,7 @@ def test_only_the_positive_prompt_is_steered(models):
     assert relative(velocity["guided"]["cond"], velocity["plain"]["cond"]) > 1e-4
 
 
-def test_several_prompts_are_refused(models):
+@pytest.mark.parametrize("several", [[*OTHER, *NEGATIVE], [[torch.cat([OTHER[0][0]] * 2), {}]]])
+def test_several_prompts_are_refused(models, several):
     with pytest.raises(InputError, match="one negative prompt"):
-        guided(models["ours"], negative=[*OTHER, *NEGATIVE])
+        guided(models["ours"], negative=several)

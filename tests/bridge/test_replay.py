@@ -19,7 +19,7 @@ from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import SamplerDPMAdaptative, SamplerDPMPP_SDE, SamplerER_SDE, SamplerSASolver
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-from wancore.nodes.bridge import replay
+from wancore.nodes.bridge import replay, segments
 from wancore.nodes.bridge.guider import DualExpertGuider
 from wancore.nodes.bridge.replay import ReplayLog, digest
 from wancore.nodes.bridge.schedule import OFFICIAL_SOLVERS, with_shift
@@ -37,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 def any_disk(monkeypatch):
     """However full the disk of the machine is."""
     monkeypatch.setattr(replay, "LEAST_FREE", 0)
+    monkeypatch.setattr(segments, "LEAST_FREE", 0)
 
 
 def logged(pair, folder, low_side="low", high_side="high", **options):
@@ -230,6 +231,27 @@ def test_a_full_disk_only_costs_the_resume(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "LEAST_FREE", 2**62)
     guider, _ = logged(pair, tmp_path)
     assert torch.equal(run(guider), run(dual(*pair))) and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_only_costs_the_resume(pair, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    guider, log = logged(pair, tmp_path / "file" / "below")
+    assert torch.equal(run(guider), run(dual(*pair))) and not log.used
+
+
+def test_a_disk_that_fills_up_only_costs_the_resume(tmp_path):
+    resource = pytest.importorskip("resource")  # not on Windows
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log, clips = ReplayLog(tmp_path / "steps"), segments.Segments(tmp_path / "clips")
+    large = torch.randn(1000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        log.keep("a", {"0": large})
+        clips.keep("a", (large, large))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not log.used and not clips.used
+    assert not list(log.folder.iterdir()) and not list(clips.folder.iterdir())
 
 
 def test_digest_tells_contents_apart():

@@ -12,8 +12,10 @@ from ..comfy_host import import_comfy
 import_comfy()
 
 from comfy.model_management import InterruptProcessingException
+from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from wancore.nodes.bridge import replay, step_cache
 from wancore.nodes.guidance import WanCoreStepCache
+from wancore.wan_core.errors import WrongModelError
 
 from .test_guider import dual, pair, record, relative, run
 from .test_replay import interrupt_after, logged
@@ -79,6 +81,29 @@ def test_each_run_starts_anew(pair, shown):
     with pytest.raises(InterruptProcessingException):
         run(dual(*models), steps=STEPS, callback=interrupt_after(5))
     assert torch.equal(steps_of(models)[1], out)
+
+
+def test_clones_of_one_cached_model_each_start_anew(pair, shown):
+    model, _ = cached(pair[0], None)
+    plain, _ = steps_of((pair[0], pair[0].clone()))
+    asked, _ = steps_of((model, model.clone()))
+    assert all(asked[tag][:2] == plain[tag][:2] for tag in plain) and asked["high"] != plain["high"]
+    counts = ", then ".join(f"{len(plain[tag]) - len(asked[tag])} of {len(plain[tag])} evaluations" for tag in plain)
+    told = [part.partition(" skipped")[0] for part in shown[-1].removeprefix("model: ").split(", then ")]
+    assert ", then ".join(told) == counts
+
+
+def test_a_sampler_that_enlarges_its_latent_is_served(pair, shown):
+    sampler = SamplerLCMUpscale.execute(2.0, 2, "bilinear").result[0]
+    _, out = steps_of(cached(*pair), name=sampler)
+    assert out.shape[-1] == 16 and torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize(("models", "where"), [((None, None), "high"), (("high", object()), "low")])
+def test_what_is_no_wan_is_named(pair, models, where):
+    with pytest.raises(WrongModelError) as caught:
+        cached(*(pair[0] if model == "high" else model for model in models))
+    assert caught.value.where == where and caught.value.found == "no model"
 
 
 @pytest.mark.parametrize("name", ["euler_cfg_pp", "dpmpp_2m_cfg_pp"])

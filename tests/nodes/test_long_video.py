@@ -19,6 +19,7 @@ from ..comfy_host import import_comfy
 import_comfy()
 
 import comfy.latent_formats
+import comfy.model_management
 import folder_paths
 from comfy.patcher_extension import WrappersMP
 from make_pocket import build, write
@@ -32,6 +33,7 @@ from wancore.nodes.bridge.images import condition_on
 from wancore.nodes.bridge.latents import empty_latent, grid_of
 from wancore.nodes.bridge.long_clips import LATENTS, PICTURE
 from wancore.nodes.bridge.model import load_model
+from wancore.nodes.bridge.switching import AUTO, TWO_RUNS
 from wancore.nodes.bridge.text_encoder import load_text_encoder
 from wancore.nodes.bridge.vae import load_vae
 from wancore.nodes.bridge.video import FrameVideo
@@ -105,12 +107,12 @@ def planned(vae, latent=None, prompts=None, clip=None, **widgets):
     return run(WanCoreLongVideo, **inputs, **{**WIDGETS, **widgets}).args
 
 
-def sampled(models, outputs, graph=None, **settings):
+def sampled(models, outputs, graph=None, switching=AUTO, **settings):
     """The LATENT and the denoised estimate of a run over the plan."""
     positive, negative, latent = outputs
     wishes = Settings(**{"steps": 2, "solver": "euler", "schedule": "simple", "boundary": 0.0, **settings})
     one = sampling.Run(5)
-    plan = sampling.plan(sampling.Pair.of(*models), wishes, one)
+    plan = sampling.plan(sampling.Pair.of(*models), wishes, one, switching)
     return clip_run.sample(plan, positive, negative, latent, one, "7", graph=graph)
 
 
@@ -133,6 +135,14 @@ def seen_by(model) -> tuple[object, list[dict]]:
     clone = model.clone()
     clone.set_model_unet_function_wrapper(look)
     return clone, seen
+
+
+def test_a_blank_latent_of_another_vae_becomes_the_models(paths):
+    """As a native sampler takes it: here 64x48 pixels in 16 channels, from ComfyUI's node for its video models."""
+    latent = {"samples": torch.zeros(1, 16, PLACES, 6, 8), "downscale_ratio_spacial": 8}
+    outputs = planned(load_vae(paths["vae22"]), latent=latent, segments=2, handover=LATENTS)
+    out, _ = sampled((load_model(paths["ti2v"]), None), outputs)
+    assert out["samples"].shape == (1, 48, 2 * PLACES - OVERLAP, 3, 4)
 
 
 @pytest.mark.parametrize("handover", [PICTURE, LATENTS])
@@ -386,6 +396,20 @@ class TestErrors:
         with pytest.raises(WrongModelError) as caught:
             sampled((load_model(paths["s2v"]), None), planned(vae))
         assert "S2V" in caught.value.found and "T2V" in caught.value.expected
+
+    @pytest.fixture
+    def no_loading(self, monkeypatch):
+        monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *args, **more: pytest.fail("loaded"))
+
+    def test_two_runs(self, pair, vae, no_loading):
+        with pytest.raises(InputError) as caught:
+            sampled(pair, planned(vae), switching=TWO_RUNS, shift=1.0)
+        assert (caught.value.where, caught.value.found) == ("switching", "two runs, as set")
+
+    def test_the_vae_of_another_model(self, pair, paths, vae, no_loading):
+        with pytest.raises(WrongModelError) as caught:
+            sampled(pair, planned(load_vae(paths["vae22"]), latent=empty_latent(grid_of(vae), SIZE, 9, 1)))
+        assert caught.value.where == "vae" and "48" in caught.value.found
 
     def test_the_length_was_changed_on_the_way(self, pair, vae):
         out, _ = sampled(pair, planned(vae))

@@ -178,6 +178,23 @@ def test_denoise_starts_from_the_latent(pair, scheduler):
     assert difference(1.0) < 1e-2 < 0.1 < difference(0.1), "the latent counts only where its noise is partial"
 
 
+@pytest.mark.parametrize("start", [4, 40])
+def test_a_start_past_the_last_step_runs_none(pair, shown, start):
+    latent = empty(samples=noise())
+    out, _ = sampled(pair, latent=latent, steps=4, start_at_step=start)
+    assert torch.equal(out["samples"], latent["samples"])
+    assert sampling.plan(sampling.Pair.of(*pair), Settings(steps=4), sampling.Run(0, start_at_step=start)).text == (
+        "0 steps: 0 high + 0 low, cfg 4 / 3, shift 12"
+    )
+
+
+def test_the_step_on_the_boundary_is_told_as_the_high_experts(pair, shown):
+    sigmas = torch.tensor([1.0, 0.9, 0.0])  # 0.9 in float32 is below 0.9
+    report = preview.RunReport(None, "", sigmas, 0.9)
+    assert sampling.steps_per_expert(sigmas, 0.9) == (2, 0)
+    assert report.line(1, 2, 0.0).startswith("step 2 of 2, high expert")
+
+
 def test_boundary_in_steps(pair, shown):
     sampled(pair, steps=5, boundary=1.0, sampler_name="euler")
     assert shown[0][1].startswith("5 steps: 1 high + 4 low")
@@ -217,6 +234,19 @@ class TestErrors:
     def test_latent_of_another_vae(self, pair):
         error = self.raises(InputError, "latent", pair, latent={"samples": noise(channels=48)})
         assert "2.2" in error.found and "2.1" in error.remedy
+
+    @pytest.mark.parametrize(("which", "name"), [(0, "high"), (1, "low")])
+    def test_what_is_no_wan(self, pair, which, name):
+        models = [*pair]
+        models[which] = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(1, 1)))
+        assert self.raises(WrongModelError, name, models).found == "SimpleNamespace"
+
+    def test_no_model(self, pair):
+        assert self.raises(WrongModelError, "high", (None, pair[1])).found == "no model"
+
+    def test_scheduler_without_sigmas(self, pair):
+        error = self.raises(InputError, "scheduler", pair, steps=1, scheduler="kl_optimal", sampler_name="euler")
+        assert error.found == "kl_optimal with steps 1"
 
     def test_different_shifts(self, pair):
         models = [ModelSamplingSD3().patch(model, shift)[0] for model, shift in zip(pair, (3.0, 8.0), strict=True)]

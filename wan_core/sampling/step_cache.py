@@ -36,6 +36,8 @@ class StepCache:
         """The velocity for an evaluation [B, C, F, H, W] at `sigma` 0..1, or None where the model is to be asked."""
         before, self._seen = self._seen, latent.clone()  # a sampler may go on in the place of its latent
         self.evaluations += 1
+        if before is not None and before.shape != latent.shape:  # a sampler may go on with a larger one
+            self._known = self._rate = None
         if self._known is None or self._rate is None or before is None:
             return None
         _, velocity, size = self._known

@@ -15,6 +15,7 @@ import threading
 import weakref
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -338,6 +339,12 @@ def test_space_is_checked_before(small_disk):
     with pytest.raises(OutputError) as caught:
         atomic.require_space(small_disk, 64 * atomic.MIB)
     assert (caught.value.found, caught.value.expected) == ("1 MiB free", "about 64 MiB")
+
+
+def test_a_disk_that_does_not_say_what_is_free_is_not_full(tmp_path, monkeypatch):
+    says_nothing = SimpleNamespace(total=0, used=0, free=0)
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: says_nothing)
+    atomic.require_space(tmp_path, atomic.MIB)
 
 
 def test_a_folder_that_is_a_file_or_read_only_is_an_error(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from .bridge.latents import grid_for
 from .bridge.show import show_on_node
 from .clip_inputs import clip_outputs, prompt_inputs
 from .latents import refusal, size_inputs
-from .pictures import SIZES, size_for
+from .pictures import SIZES, masks_of, rgb, size_for
 
 
 class WanCoreAnimateToVideo(io.ComfyNode):
@@ -127,11 +127,17 @@ class WanCoreAnimateToVideo(io.ComfyNode):
         clip_vision_output: Any = None,
     ) -> io.NodeOutput:
         grid = grid_for(vae, ANIMATE_14B, "Animate")
-        driving = Driving(pose_video, face_video, background_video, character_mask)
+        pose_video = rgb(pose_video, "pose_video")
+        driving = Driving(
+            pose_video,
+            rgb(face_video, "face_video"),
+            rgb(background_video, "background_video"),
+            masks_of(character_mask, "character_mask"),
+        )
         driving.check()
         chosen = size_for(size, (width, height), grid, pose_video)
         frames = frames_of_driving(driving, seconds)
-        picture = reference_picture(reference_image, chosen)
+        picture = reference_picture(rgb(reference_image, "reference_image"), chosen)
         positive, negative, latent = animate_to_video(
             (positive, negative),
             vae,

@@ -15,6 +15,7 @@ from .bridge.audio_encoder import load_audio_encoder
 from .bridge.files import choices, path_of, unlisted
 from .bridge.loading import stamp
 from .bridge.show import show_on_node
+from .pictures import rgb
 
 AUDIO_ENCODERS = "audio_encoders"
 
@@ -153,6 +154,7 @@ class WanCoreSoundToVideo(io.ComfyNode):
         pose_video: Any | None = None,
     ) -> io.NodeOutput:
         sound.check_audio(audio)
+        ref_image, pose_video = rgb(ref_image, "ref_image"), rgb(pose_video, "pose_video")
         chosen = sound.choose_sound_size(size, ref_image, (width, height))
         audio, frames = sound.trimmed(audio, seconds)
         scene = sound.SoundScene(audio_encoder, audio, ref_image, pose_video)

@@ -138,7 +138,7 @@ def with_features(conditionings: Sequence[Any], outputs: Sequence[Any]) -> list[
     joined = outputs[0]
     if len(outputs) > 1:
         joined = comfy.clip_vision.Output()
-        states = [output.penultimate_hidden_states for output in outputs]
+        states = [output.penultimate_hidden_states[:1] for output in outputs]  # the first of several pictures
         joined["penultimate_hidden_states"] = torch.cat(states, dim=1)
     return with_conditions(conditionings, {CLIP_OUTPUT: joined})
 

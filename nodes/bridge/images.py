@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.clip_vision
 import comfy.latent_formats
 import comfy.model_management
 import node_helpers
@@ -45,16 +44,6 @@ def encode_keyframes(vae: Any, keyframes: Sequence[Keyframe], frames: int, size:
 def encode_clip(vae: Any, clip: Tensor) -> Tensor:
     """Raw latent [1, C, F, h, w] of a clip [1, 3, 4n+1, H, W] in -1..1; grey stretches cost little with our VAE."""
     return encode_parts(vae, list(pixel_parts(clip)), clip.shape[2])
-
-
-def seen_by_clip(conditionings: Sequence[Any], *pictures: Any) -> list[Any]:
-    """The conditionings with the CLIP vision features of the pictures that there are, one after the other."""
-    features = [picture.penultimate_hidden_states for picture in pictures if picture is not None]
-    if not features:
-        return list(conditionings)
-    together = comfy.clip_vision.Output()
-    together.penultimate_hidden_states = torch.cat(features, dim=-2)
-    return with_conditions(conditionings, {"clip_vision_output": together})
 
 
 def blank_latent(like: Tensor) -> Tensor:

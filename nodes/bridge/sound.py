@@ -110,7 +110,7 @@ def covered(images: Tensor, size: Size) -> Tensor:
     width, height = size
     scale = max(width / images.shape[2], height / images.shape[1])
     rows, columns = max(height, round(images.shape[1] * scale)), max(width, round(images.shape[2] * scale))
-    pixels = images[..., :3].movedim(-1, 1).float()
+    pixels = images.movedim(-1, 1).float()
     pixels = F.interpolate(pixels, size=(rows, columns), mode="bilinear", antialias=True, align_corners=False)
     top, left = (rows - height) // 2, (columns - width) // 2
     return pixels[:, :, top : top + height, left : left + width].movedim(1, -1)

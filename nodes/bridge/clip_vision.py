@@ -55,7 +55,8 @@ class ClipVision:
         """IMAGE [n, H, W, C] to a CLIP_VISION_OUTPUT. Official is the whole picture, stretched to a square; `crop`
         takes the square in its middle."""
         comfy.model_management.load_model_gpu(self.patcher)
-        pictures = image[..., :3].movedim(-1, 1).to(self.load_device).float() * 2 - 1
+        colours = image[..., :3].expand(-1, -1, -1, 3)  # grey is three equal ones
+        pictures = colours.movedim(-1, 1).to(self.load_device).float() * 2 - 1
         if crop:
             side = min(pictures.shape[2:])
             pictures = cover(pictures, (side, side))

@@ -22,7 +22,7 @@ NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, L
 LITERAL = {
     ord("\uff08"): "\\(",
     ord("\uff09"): "\\)",
-}  # full-width brackets: cleaned to plain ones, they are no weights
+}  # full-width brackets, which cleaning makes plain, are no weights
 
 Entries = list[tuple[Any, ...]]  # (token id or embedding [D], weight), with a word number where asked for
 

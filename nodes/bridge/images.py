@@ -16,6 +16,7 @@ from ...wan_core import geometry
 from ...wan_core.image_conditioning import Keyframe, clip_parts, known_mask, pixel_parts
 from ...wan_core.planner.memory import LEAST_TILE, OVERLAP
 from ...wan_core.vae.causal import CausalVAE
+from .soundness import check_vae
 
 CONCAT_LATENT, CONCAT_MASK = "concat_latent_image", "concat_mask"  # what the models read from a conditioning
 
@@ -61,7 +62,16 @@ def encode_parts(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> 
     """Parts [1, 3, f, H, W] in -1..1 with how often each follows itself, `frames` in all -> latent [1, C, F, h, w].
 
     Where the GPU is too small for whole frames the clip is encoded in tiles, as ComfyUI does.
+
+    Raises:
+        InputError, WeightsFileError: the latent is no numbers, see check_vae.
     """
+    latent = _encoded(vae, parts, frames)
+    check_vae(latent, vae)
+    return latent
+
+
+def _encoded(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> Tensor:
     vae.throw_exception_if_invalid()
     if not isinstance(vae.first_stage_model, CausalVAE):
         return vae.encode(_pictures(parts))
@@ -87,6 +97,7 @@ def start_latent(latent: dict[str, Any], vae: Any, pictures: Tensor) -> dict[str
     """
     empty = latent["samples"]
     known = vae.encode((pictures.movedim(1, -1) + 1) / 2).to(empty)
+    check_vae(known, vae)
     if known.ndim == 4:
         known = known.unsqueeze(2)
     mask = torch.ones_like(empty[:, :1])

@@ -7,6 +7,7 @@ megabytes and are looked at before anything else; matrices only when the model's
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from comfy.quant_ops import QuantizedTensor
@@ -98,6 +99,26 @@ def check_answer(answer: Tensor, model: nn.Module, where: str, **inputs: Tensor 
         where=where,
         found=f"{NO_NUMBERS}, though its weights and inputs are numbers",
         remedy="Set weight_dtype to bf16 or fp32, and start ComfyUI without flags that choose an attention",
+    )
+
+
+def check_vae(made: Tensor, vae: Any) -> None:
+    """Looks why pixels or latents that a VAE made are no numbers, where what went into it were.
+
+    Raises:
+        WeightsFileError: its weights are none.
+        InputError: its type does not hold them.
+    """
+    if bool(torch.isfinite(made).all()):
+        return
+    model = vae.first_stage_model
+    if names := broken_names(model, vae.device):
+        raise damaged(getattr(model, "where", "vae"), names)
+    raise InputError(
+        "The VAE makes values that are not numbers",
+        where="vae",
+        found=NO_NUMBERS,
+        remedy="Start ComfyUI with --fp32-vae or --bf16-vae",
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..wan_core.animation import CLIP_FRAMES, OVERLAP, OVERLAPS
+from ..wan_core.animation import CLIP_FRAMES, OVERLAP, OVERLAPS, plan_clips
+from ..wan_core.errors import InputError
 from ..wan_core.geometry import LONGEST
 from ..wan_core.tasks import ANIMATE_14B
 from .bridge.animate import Driving, animate_to_video, frames_of_driving, reference_picture
@@ -103,7 +104,13 @@ class WanCoreAnimateToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, size: str | None, width: int | None, height: int | None) -> bool | str:
+    def validate_inputs(
+        cls, size: str | None, width: int | None, height: int | None, clip_frames: int | None, overlap: int | None
+    ) -> bool | str:
+        try:
+            plan_clips(1, clip_frames or CLIP_FRAMES, overlap or OVERLAP)
+        except InputError as error:
+            return str(error)
         return refusal(SIZES, size, width, height)
 
     @classmethod

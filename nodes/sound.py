@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..wan_core.audio.clips import CLIP_FRAMES
+from ..wan_core.audio.clips import CLIP_FRAMES, plan_clips
 from ..wan_core.errors import InputError
 from ..wan_core.geometry import CUSTOM, LARGEST_SIDE, require_side
 from ..wan_core.tasks import S2V_14B
@@ -128,8 +128,11 @@ class WanCoreSoundToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, size: str | None, width: int | None, height: int | None) -> bool | str:
+    def validate_inputs(
+        cls, size: str | None, width: int | None, height: int | None, clip_frames: int | None
+    ) -> bool | str:
         try:
+            plan_clips(1, clip_frames or CLIP_FRAMES)
             for name, side in (("width", width), ("height", height)):
                 if size == CUSTOM and side is not None:
                     require_side(side, S2V_14B.size_multiple, name)

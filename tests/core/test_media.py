@@ -205,7 +205,9 @@ def test_frame_rates(rate, expected, tmp_path):
     assert found == expected if expected else abs(found - 23.976) < 1e-3
 
 
-@pytest.mark.parametrize("channels, rate", [(1, 16_000), (2, 192_000), (3, 22_050), (6, 48_000), (8, 48_000), (1, 7_000)])
+@pytest.mark.parametrize(
+    "channels, rate", [(1, 16_000), (2, 192_000), (3, 22_050), (6, 48_000), (8, 48_000), (1, 7_000)]
+)
 def test_any_sound_is_taken(channels, rate, format, tmp_path):
     noise = np.random.default_rng(0).uniform(-0.2, 0.2, (channels, rate)).astype(np.float32)
     noise[0, :5] = np.nan

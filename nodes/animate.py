@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..wan_core.animation import CLIP_FRAMES, OVERLAP, OVERLAPS
+from ..wan_core.animation import CLIP_FRAMES, OVERLAP, OVERLAPS, plan_clips
+from ..wan_core.errors import InputError
 from ..wan_core.geometry import LONGEST
 from ..wan_core.tasks import ANIMATE_14B
 from .bridge.animate import Driving, animate_to_video, frames_of_driving, reference_picture
@@ -16,7 +17,7 @@ from .bridge.latents import grid_for
 from .bridge.show import show_on_node
 from .clip_inputs import clip_outputs, prompt_inputs
 from .latents import refusal, size_inputs
-from .pictures import SIZES, size_for
+from .pictures import SIZES, masks_of, rgb, size_for
 
 
 class WanCoreAnimateToVideo(io.ComfyNode):
@@ -103,7 +104,13 @@ class WanCoreAnimateToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, size: str | None, width: int | None, height: int | None) -> bool | str:
+    def validate_inputs(
+        cls, size: str | None, width: int | None, height: int | None, clip_frames: int | None, overlap: int | None
+    ) -> bool | str:
+        try:
+            plan_clips(1, clip_frames or CLIP_FRAMES, overlap or OVERLAP)
+        except InputError as error:
+            return str(error)
         return refusal(SIZES, size, width, height)
 
     @classmethod
@@ -127,11 +134,17 @@ class WanCoreAnimateToVideo(io.ComfyNode):
         clip_vision_output: Any = None,
     ) -> io.NodeOutput:
         grid = grid_for(vae, ANIMATE_14B, "Animate")
-        driving = Driving(pose_video, face_video, background_video, character_mask)
+        pose_video = rgb(pose_video, "pose_video")
+        driving = Driving(
+            pose_video,
+            rgb(face_video, "face_video"),
+            rgb(background_video, "background_video"),
+            masks_of(character_mask, "character_mask"),
+        )
         driving.check()
         chosen = size_for(size, (width, height), grid, pose_video)
         frames = frames_of_driving(driving, seconds)
-        picture = reference_picture(reference_image, chosen)
+        picture = reference_picture(rgb(reference_image, "reference_image"), chosen)
         positive, negative, latent = animate_to_video(
             (positive, negative),
             vae,

@@ -26,7 +26,7 @@ from .clip_inputs import (
     start_input,
 )
 from .latents import frames_for, refusal
-from .pictures import SIZES, ends, pictures_of
+from .pictures import SIZES, ends, masks_of, pictures_of, rgb
 
 CATEGORY = "WanCore/conditioning"
 ANY_VAE = "The model's VAE: wan_2.1_vae for the A14B models, wan2.2_vae for the 5B."
@@ -85,6 +85,8 @@ class WanCoreFunControlToVideo(io.ComfyNode):
         end_image: Any = None,
     ) -> io.NodeOutput:
         grid = grid_of(vae)
+        control_video, ref_image = rgb(control_video, "control_video"), rgb(ref_image, "ref_image")
+        start_image, end_image = rgb(start_image, "start_image"), rgb(end_image, "end_image")
         frames = frames_of_clip(grid, seconds, length, control_video)
         clip = clip_for(grid, (size, width, height), frames, control_video)
         latent, chosen = clip.latent(batch_size), clip.size
@@ -167,6 +169,7 @@ class WanCoreFunCameraToVideo(io.ComfyNode):
         camera_conditions: Any = None,
     ) -> io.NodeOutput:
         grid = grid_of(vae)
+        start_image, end_image = rgb(start_image, "start_image"), rgb(end_image, "end_image")
         first = start_image if start_image is not None else end_image
         clip = clip_for(grid, (size, width, height), frames_for(grid, seconds, length), first)
         frames, chosen = clip.frames, clip.size
@@ -236,6 +239,8 @@ class WanCoreInpaintToVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         grid = grid_of(vae)
         _check_video(video, masks)
+        video, masks = rgb(video, "video"), masks_of(masks, "masks")
+        start_image, end_image = rgb(start_image, "start_image"), rgb(end_image, "end_image")
         frames = frames_of_clip(grid, seconds, length, video)
         first = next((image for image in (video, start_image, end_image) if image is not None), None)
         clip = clip_for(grid, (size, width, height), frames, first)

@@ -11,12 +11,12 @@ from ..wan_core.errors import InputError
 from ..wan_core.image_conditioning import cover_lanczos
 from ..wan_core.tasks import TI2V_5B
 from .bridge.clip_vision import with_features
-from .bridge.images import condition_on, seen_by_clip, start_latent
+from .bridge.images import condition_on, start_latent
 from .bridge.latents import LatentGrid, grid_of
 from .bridge.show import show_on_node
 from .clip_inputs import clip_for, clip_inputs, clip_outputs, end_input, prompt_inputs, start_input
 from .latents import frames_for, refusal
-from .pictures import SIZES, ends, pictures_of
+from .pictures import SIZES, ends, pictures_of, rgb
 
 
 class WanCoreImageToVideo(io.ComfyNode):
@@ -73,6 +73,7 @@ class WanCoreImageToVideo(io.ComfyNode):
         clip_vision_end_image: Any = None,
     ) -> io.NodeOutput:
         grid = grid_of(vae)
+        start_image, end_image = rgb(start_image, "start_image"), rgb(end_image, "end_image")
         _check_pictures(grid, start_image, end_image)
         picture = start_image if start_image is not None else end_image
         clip = clip_for(grid, (size, width, height), frames_for(grid, seconds, length), picture)
@@ -86,9 +87,8 @@ class WanCoreImageToVideo(io.ComfyNode):
         else:
             keyframes = ends(start_image, end_image, frames, chosen, fitted=size in geometry.ASPECT_SIZES)
             positive, negative = condition_on((positive, negative), vae, keyframes, frames, chosen)
-            seen = [output for output in (clip_vision_start_image, clip_vision_end_image) if output is not None]
-            positive, negative = with_features((positive, negative), seen)
-        positive, negative = seen_by_clip((positive, negative), clip_vision_start_image, clip_vision_end_image)
+        seen = [output for output in (clip_vision_start_image, clip_vision_end_image) if output is not None]
+        positive, negative = with_features((positive, negative), seen)
         show_on_node(cls.hidden.unique_id, clip.summary())
         return io.NodeOutput(positive, negative, latent)
 

@@ -15,7 +15,7 @@ from .bridge.latents import grid_for
 from .bridge.show import show_on_node
 from .clip_inputs import clip_for, clip_inputs, clip_outputs, prompt_inputs
 from .latents import frames_for, refusal
-from .pictures import SIZES, pictures_of
+from .pictures import SIZES, pictures_of, rgb
 
 MOST = 32  # pictures that can be connected
 
@@ -81,13 +81,13 @@ class WanCoreKeyframesToVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         grid = grid_for(vae, I2V_A14B, "keyframes")
         count = frames_for(grid, seconds, length)
-        given = [image for image in images.values() if image is not None]
+        given = [rgb(image, name) for name, image in images.items() if image is not None]
         places, holds = parse_frames(frames, len(given), count), parse_strengths(strengths, len(given))
         clip = clip_for(grid, (size, width, height), count, given[0])
         keyframes = []
         for number, (image, place, strength) in enumerate(zip(given, places, holds, strict=True)):
             fit = stretch if number == 0 and size in geometry.ASPECT_SIZES else cover  # the size is the first one's
-            keyframes.append(Keyframe(place, fit(pictures_of(image), clip.size), strength))
+            keyframes.append(Keyframe(place, fit(pictures_of(image), clip.size), strength, where="frames"))
         positive, negative = condition_on((positive, negative), vae, keyframes, count, clip.size)
         show_on_node(cls.hidden.unique_id, clip.summary())
         return io.NodeOutput(positive, negative, clip.latent(batch_size))

@@ -1,14 +1,51 @@
-"""Pictures as the conditioning nodes take them: the clip's size after them, their place in it, their values."""
+"""Pictures and masks as the conditioning nodes take them: the clip's size, their place in it, their values."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..wan_core import geometry
+from ..wan_core.errors import InputError
 from ..wan_core.image_conditioning import Keyframe, cover, stretch
 from .bridge.latents import LatentGrid
+from .bridge.soundness import require_numbers
 
 SIZES = {**geometry.ASPECT_SIZES, **geometry.VIDEO_SIZES}
+
+
+def rgb(image: Any, name: str) -> Any:
+    """IMAGE [n, H, W, C] -> [n, H, W, 3], without transparency, grey as three equal colours; None stays None.
+
+    Raises:
+        InputError: the input `name` has no pictures, or values that are not numbers.
+    """
+    if image is None:
+        return None
+    _check(image, name)
+    return image[..., :3].expand(-1, -1, -1, 3)
+
+
+def masks_of(mask: Any, name: str) -> Any:
+    """MASK [n, H, W], or [H, W] or [n, 1, H, W] as some nodes make it -> [n, H, W]; None stays None.
+
+    Raises:
+        InputError: the input `name` has no masks, or values that are not numbers.
+    """
+    if mask is None:
+        return None
+    _check(mask, name)
+    return mask.reshape(-1, *mask.shape[-2:])
+
+
+def _check(values: Any, name: str) -> None:
+    if not values.numel():
+        raise InputError(
+            f"The {name.replace('_', ' ')} is empty",
+            where=name,
+            found=f"{len(values)} frames of {values.shape[2]}x{values.shape[1]}" if values.ndim > 2 else "nothing",
+            remedy=f"Look at the node that makes it, or disconnect {name}",
+        )
+    require_numbers(name, values)
 
 
 def size_for(choice: str, custom: geometry.Size, grid: LatentGrid, image: Any) -> geometry.Size:
@@ -24,15 +61,16 @@ def ends(start_image: Any, end_image: Any, frames: int, size: geometry.Size, *, 
     keyframes = []
     if start_image is not None:
         pictures = pictures_of(start_image[:frames])
-        keyframes.append(Keyframe(0, stretch(pictures, size) if fitted else cover(pictures, size)))
+        beginning = stretch(pictures, size) if fitted else cover(pictures, size)
+        keyframes.append(Keyframe(0, beginning, where="start_image"))
     if end_image is not None:
         pictures = pictures_of(end_image[-frames:])
         alone = fitted and start_image is None
         ending = stretch(pictures, size) if alone else cover(pictures, size)
-        keyframes.append(Keyframe(frames - len(ending), ending))
+        keyframes.append(Keyframe(frames - len(ending), ending, where="end_image"))
     return keyframes
 
 
 def pictures_of(image: Any) -> Any:
-    """IMAGE [n, H, W, C] in 0..1 -> [n, 3, H, W] in -1..1, without transparency."""
-    return image[..., :3].movedim(-1, 1).float() * 2 - 1
+    """Pictures [n, H, W, 3] in 0..1 -> [n, 3, H, W] in -1..1."""
+    return image.movedim(-1, 1).float() * 2 - 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..wan_core.audio.clips import CLIP_FRAMES
+from ..wan_core.audio.clips import CLIP_FRAMES, plan_clips
 from ..wan_core.errors import InputError
 from ..wan_core.geometry import CUSTOM, LARGEST_SIDE, require_side
 from ..wan_core.tasks import S2V_14B
@@ -15,6 +15,7 @@ from .bridge.audio_encoder import load_audio_encoder
 from .bridge.files import choices, path_of, unlisted
 from .bridge.loading import stamp
 from .bridge.show import show_on_node
+from .pictures import rgb
 
 AUDIO_ENCODERS = "audio_encoders"
 
@@ -127,8 +128,11 @@ class WanCoreSoundToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, size: str | None, width: int | None, height: int | None) -> bool | str:
+    def validate_inputs(
+        cls, size: str | None, width: int | None, height: int | None, clip_frames: int | None
+    ) -> bool | str:
         try:
+            plan_clips(1, clip_frames or CLIP_FRAMES)
             for name, side in (("width", width), ("height", height)):
                 if size == CUSTOM and side is not None:
                     require_side(side, S2V_14B.size_multiple, name)
@@ -153,6 +157,7 @@ class WanCoreSoundToVideo(io.ComfyNode):
         pose_video: Any | None = None,
     ) -> io.NodeOutput:
         sound.check_audio(audio)
+        ref_image, pose_video = rgb(ref_image, "ref_image"), rgb(pose_video, "pose_video")
         chosen = sound.choose_sound_size(size, ref_image, (width, height))
         audio, frames = sound.trimmed(audio, seconds)
         scene = sound.SoundScene(audio_encoder, audio, ref_image, pose_video)

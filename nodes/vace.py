@@ -15,7 +15,7 @@ from .bridge.show import show_on_node
 from .bridge.vace import control_with
 from .clip_inputs import clip_for, clip_inputs, clip_outputs, end_input, frames_of_clip, prompt_inputs, start_input
 from .latents import refusal
-from .pictures import SIZES, ends, pictures_of
+from .pictures import SIZES, ends, masks_of, pictures_of, rgb
 
 
 class WanCoreVaceToVideo(io.ComfyNode):
@@ -97,6 +97,9 @@ class WanCoreVaceToVideo(io.ComfyNode):
         end_image: Any = None,
     ) -> io.NodeOutput:
         grid = grid_for(vae, VACE_21, "VACE")
+        control_video, control_masks = rgb(control_video, "control_video"), masks_of(control_masks, "control_masks")
+        start_image, end_image = rgb(start_image, "start_image"), rgb(end_image, "end_image")
+        reference_image = rgb(reference_image, "reference_image")
         frames = frames_of_clip(grid, seconds, length, control_video)
         first = next((image for image in (control_video, start_image, end_image) if image is not None), None)
         clip = clip_for(grid, (size, width, height), frames, first)

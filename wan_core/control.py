@@ -44,8 +44,8 @@ def masked_clip(
 ) -> MaskedClip:
     """Lays a video [n, 3, H, W] with masks [m, H, W], and pictures that are kept whole, out in a clip of `frames`.
 
-    One mask is that of every frame. Where there is no video, or no mask for it, everything is to be made new. All are
-    of `size` already.
+    One mask is that of every frame of the video. Where there is no video, or no mask for it, everything is to be made
+    new. All are of `size` already.
 
     Raises:
         InputError: masks without a video; see `place`.
@@ -60,10 +60,11 @@ def masked_clip(
     width, height = size
     pixels, mask = torch.zeros(1, 3, frames, height, width), torch.ones(frames, height, width)
     if video is not None:
-        pixels[0, :, : len(video)] = video[:frames].movedim(0, 1)
-    if masks is not None:
-        alike = masks.expand(frames, -1, -1) if len(masks) == 1 else masks[:frames]
-        mask[: len(alike)] = (alike > THRESHOLD).float()
+        video = video[:frames]
+        pixels[0, :, : len(video)] = video.movedim(0, 1)
+        if masks is not None:
+            alike = masks.expand(len(video), -1, -1) if len(masks) == 1 else masks[: len(video)]
+            mask[: len(alike)] = (alike > THRESHOLD).float()
     for frame, (picture, _strength) in place(keyframes, frames).items():
         pixels[0, :, frame], mask[frame] = picture, 0.0
     return MaskedClip(pixels, mask)

@@ -30,6 +30,7 @@ class Keyframe:
     index: int
     pictures: Tensor  # [n, 3, H, W] in -1..1
     strength: float = 1.0
+    where: str = "keyframe"  # the input that it comes from, for errors
 
 
 def place(keyframes: Sequence[Keyframe], frames: int) -> dict[int, tuple[Tensor, float]]:
@@ -44,7 +45,7 @@ def place(keyframes: Sequence[Keyframe], frames: int) -> dict[int, tuple[Tensor,
             if not 0 <= frame < frames or frame in placed:
                 raise InputError(
                     "Two pictures are for one frame" if frame in placed else "A picture is outside the clip",
-                    where="keyframe",
+                    where=keyframe.where,
                     found=f"frame {frame}",
                     expected=f"frames 0 to {frames - 1}, each once",
                     remedy="Change its frame, or the length of the clip",

@@ -22,7 +22,7 @@ MODES = ("background_video", "character_mask")  # inputs that make a replacement
 
 @dataclass(frozen=True)
 class Driving:
-    """The videos that came into the node; IMAGE [n, H, W, C], masks [n, H, W]."""
+    """The videos that came into the node; pictures [n, H, W, 3], masks [n, H, W]."""
 
     pose_video: Tensor
     face_video: Tensor | None
@@ -108,4 +108,4 @@ def _cut(video: Tensor | None, frames: int) -> Tensor | None:
 
 def reference_picture(image: Tensor, size: Size) -> Tensor:
     """The first picture of an IMAGE as the model sees it: whole, between black bars; [1, 3, H, W] in -1..1."""
-    return on_black(image[:1, ..., :3].movedim(-1, 1).float() * 2 - 1, size)
+    return on_black(image[:1].movedim(-1, 1).float() * 2 - 1, size)

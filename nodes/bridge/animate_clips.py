@@ -30,7 +30,7 @@ POSES, FACES = "pose_video_latent", "face_video_pixels"  # in a CONDITIONING
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that the clips are made from. Videos are IMAGE [n, H, W, C], all of one length."""
+    """Everything that the clips are made from. Videos are [n, H, W, 3] in 0..1, all of one length."""
 
     vae: Any
     size: Size
@@ -157,6 +157,6 @@ def _taken(video: Tensor, frames: Tensor) -> Tensor:
 
 
 def _clip(video: Tensor, frames: Tensor, size: Size) -> Tensor:
-    """Frames of an IMAGE as [1, 3, F, H, W] in -1..1, cut to the size around their centre."""
-    pictures = _taken(video, frames)[..., :3].movedim(-1, 1).float() * 2 - 1
+    """Frames of a video [n, H, W, 3] as [1, 3, F, H, W] in -1..1, cut to the size around their centre."""
+    pictures = _taken(video, frames).movedim(-1, 1).float() * 2 - 1
     return cover(pictures, size, antialias=True).movedim(0, 1)[None].contiguous()

@@ -55,7 +55,8 @@ class ClipVision:
         """IMAGE [n, H, W, C] to a CLIP_VISION_OUTPUT. Official is the whole picture, stretched to a square; `crop`
         takes the square in its middle."""
         comfy.model_management.load_model_gpu(self.patcher)
-        pictures = image[..., :3].movedim(-1, 1).to(self.load_device).float() * 2 - 1
+        colours = image[..., :3].expand(-1, -1, -1, 3)  # grey is three equal ones
+        pictures = colours.movedim(-1, 1).to(self.load_device).float() * 2 - 1
         if crop:
             side = min(pictures.shape[2:])
             pictures = cover(pictures, (side, side))
@@ -138,7 +139,7 @@ def with_features(conditionings: Sequence[Any], outputs: Sequence[Any]) -> list[
     joined = outputs[0]
     if len(outputs) > 1:
         joined = comfy.clip_vision.Output()
-        states = [output.penultimate_hidden_states for output in outputs]
+        states = [output.penultimate_hidden_states[:1] for output in outputs]  # the first of several pictures
         joined["penultimate_hidden_states"] = torch.cat(states, dim=1)
     return with_conditions(conditionings, {CLIP_OUTPUT: joined})
 

@@ -19,7 +19,7 @@ from .decoding import decode_chunks
 from .latents import FRAME_RATE, LatentGrid, grid_of, without_references
 from .progress import progress
 from .show import show_on_node
-from .soundness import broken_names, damaged
+from .soundness import check_vae
 from .video import ByteVideo, FrameVideo, StreamedVideo, to_bytes
 
 
@@ -140,13 +140,5 @@ def _checked(samples: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
 
 def _finite(chunks: Iterator[torch.Tensor], vae: Any) -> Iterator[torch.Tensor]:
     for chunk in chunks:
-        if not torch.isfinite(chunk).all():
-            if names := broken_names(vae.first_stage_model, vae.device):
-                raise damaged(getattr(vae.first_stage_model, "where", "vae"), names)
-            raise InputError(
-                "The VAE decoded values that are not numbers",
-                where="vae",
-                found="NaN or infinity",
-                remedy="Start ComfyUI with --fp32-vae or --bf16-vae",
-            )
+        check_vae(chunk, vae)
         yield chunk

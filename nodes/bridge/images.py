@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.clip_vision
 import comfy.latent_formats
 import comfy.model_management
 import node_helpers
@@ -17,6 +16,7 @@ from ...wan_core import geometry
 from ...wan_core.image_conditioning import Keyframe, clip_parts, known_mask, pixel_parts
 from ...wan_core.planner.memory import LEAST_TILE, OVERLAP
 from ...wan_core.vae.causal import CausalVAE
+from .soundness import check_vae
 
 CONCAT_LATENT, CONCAT_MASK = "concat_latent_image", "concat_mask"  # what the models read from a conditioning
 
@@ -47,16 +47,6 @@ def encode_clip(vae: Any, clip: Tensor) -> Tensor:
     return encode_parts(vae, list(pixel_parts(clip)), clip.shape[2])
 
 
-def seen_by_clip(conditionings: Sequence[Any], *pictures: Any) -> list[Any]:
-    """The conditionings with the CLIP vision features of the pictures that there are, one after the other."""
-    features = [picture.penultimate_hidden_states for picture in pictures if picture is not None]
-    if not features:
-        return list(conditionings)
-    together = comfy.clip_vision.Output()
-    together.penultimate_hidden_states = torch.cat(features, dim=-2)
-    return with_conditions(conditionings, {"clip_vision_output": together})
-
-
 def blank_latent(like: Tensor) -> Tensor:
     """A raw latent that the model's normalisation turns to zero: what the models get where there is no picture."""
     formats = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
@@ -72,7 +62,16 @@ def encode_parts(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> 
     """Parts [1, 3, f, H, W] in -1..1 with how often each follows itself, `frames` in all -> latent [1, C, F, h, w].
 
     Where the GPU is too small for whole frames the clip is encoded in tiles, as ComfyUI does.
+
+    Raises:
+        InputError, WeightsFileError: the latent is no numbers, see check_vae.
     """
+    latent = _encoded(vae, parts, frames)
+    check_vae(latent, vae)
+    return latent
+
+
+def _encoded(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> Tensor:
     vae.throw_exception_if_invalid()
     if not isinstance(vae.first_stage_model, CausalVAE):
         return vae.encode(_pictures(parts))
@@ -98,6 +97,7 @@ def start_latent(latent: dict[str, Any], vae: Any, pictures: Tensor) -> dict[str
     """
     empty = latent["samples"]
     known = vae.encode((pictures.movedim(1, -1) + 1) / 2).to(empty)
+    check_vae(known, vae)
     if known.ndim == 4:
         known = known.unsqueeze(2)
     mask = torch.ones_like(empty[:, :1])

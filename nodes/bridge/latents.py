@@ -20,6 +20,7 @@ EMPTY_SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of nati
 FRAME_RATE = "wan_frame_rate"
 REFERENCES = "wan_references"  # (latent frames in front of the clip, all latent frames)
 _FILE_OF_CHANNELS = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
+NETWORKS = "comfy.ldm."  # where the native networks are, each family in a package of its own
 _TASK_OF_CHANNELS = {task.latent_channels: task for task in (T2V_A14B, TI2V_5B)}
 
 
@@ -47,14 +48,28 @@ def grid_of(vae: Any) -> LatentGrid:
     channels = getattr(vae, "latent_channels", None)
     task = _TASK_OF_CHANNELS.get(channels or 0)
     if task is None or vae.latent_dim != 3 or vae.temporal_compression_decode() != geometry.FRAME_STRIDE:
-        raise WrongModelError(
-            "This is not a VAE of the Wan family",
-            where="vae",
-            found="no VAE" if vae is None else f"latents of {channels} channels and {vae.latent_dim} dimensions",
-            expected="16 or 48 channels and 3 dimensions",
-            remedy=f"Load {_FILE_OF_CHANNELS[16]} for the 14B models or {_FILE_OF_CHANNELS[48]} for the 5B",
-        )
+        found = "no VAE" if vae is None else f"latents of {channels} channels and {vae.latent_dim} dimensions"
+        raise _not_wan(found, "16 or 48 channels and 3 dimensions")
+    if network := _other_network(vae):
+        raise _not_wan(network, "a Wan VAE; its latents have the same shape and other values")
     return LatentGrid(task.latent_channels, int(vae.spacial_compression_decode()), task.frame_rate, task.frames)
+
+
+def _other_network(vae: Any) -> str:
+    """Name of a native VAE's network of another family, as HunyuanVideo's, whose latents have the shape of Wan's."""
+    network = type(vae.first_stage_model)
+    is_other = network.__module__.startswith(NETWORKS) and not network.__module__.startswith(f"{NETWORKS}wan.")
+    return network.__qualname__ if is_other else ""
+
+
+def _not_wan(found: str, expected: str) -> WrongModelError:
+    return WrongModelError(
+        "This is not a VAE of the Wan family",
+        where="vae",
+        found=found,
+        expected=expected,
+        remedy=f"Load {_FILE_OF_CHANNELS[16]} for the 14B models or {_FILE_OF_CHANNELS[48]} for the 5B",
+    )
 
 
 def grid_for(vae: Any, task: Task, what: str) -> LatentGrid:

@@ -20,6 +20,7 @@ from .clips import CLIPS, with_values
 from .latents import FRAME_RATE as RATE_KEY
 from .latents import grid_of
 from .sound_clips import SoundClips, silent
+from .soundness import check_vae
 
 # Areas of the official sizes. Source: Wan-Video/Wan2.2 wan/configs/__init__.py (MAX_AREA_CONFIGS) at 42bf4cf.
 AREAS = {
@@ -93,6 +94,7 @@ def sound_to_video(
     sound = buckets(features, clip_frames).features.permute(1, 2, 0)[None]  # [1, layers, S, frames]
     sound = F.pad(sound, (0, max(0, clips[-1].start + clips[-1].frames - sound.shape[3])))
     picture = vae.encode(covered(scene.picture[:1], size))
+    check_vae(picture, vae)
     plan = SoundClips(clips, frames, sound, _poses(vae, scene.poses, size, clips), vae, (picture,))
     values = plan.conditions(0)
     positive, negative = (
@@ -110,7 +112,7 @@ def covered(images: Tensor, size: Size) -> Tensor:
     width, height = size
     scale = max(width / images.shape[2], height / images.shape[1])
     rows, columns = max(height, round(images.shape[1] * scale)), max(width, round(images.shape[2] * scale))
-    pixels = images[..., :3].movedim(-1, 1).float()
+    pixels = images.movedim(-1, 1).float()
     pixels = F.interpolate(pixels, size=(rows, columns), mode="bilinear", antialias=True, align_corners=False)
     top, left = (rows - height) // 2, (columns - width) // 2
     return pixels[:, :, top : top + height, left : left + width].movedim(1, -1)

@@ -7,6 +7,7 @@ megabytes and are looked at before anything else; matrices only when the model's
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from comfy.quant_ops import QuantizedTensor
@@ -44,11 +45,23 @@ def check_small(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """True if the tensor holds numbers only; reads it once, without a copy of its size."""
+    """True if the tensor, which is not empty, holds numbers only; reads it once, without a copy of its size."""
     if tensor.dtype.itemsize < 2:
         tensor = tensor.float()
-    wide = torch.float64 if tensor.dtype.itemsize > 2 else torch.float32  # than which the sum cannot be larger
-    return bool(torch.isfinite(tensor.sum(dtype=wide)))
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
+def require_numbers(name: str, tensor: Tensor) -> None:
+    """Raises:
+    InputError: the input `name` holds NaN or infinity.
+    """
+    if not is_finite(tensor):
+        raise InputError(
+            f"The {name.replace('_', ' ')} holds values that are not numbers",
+            where=name,
+            found=NO_NUMBERS,
+            remedy="Look at the node that makes it: its file or its settings are at fault, not the model",
+        )
 
 
 def broken_names(model: nn.Module, device: torch.device) -> list[str]:
@@ -77,13 +90,8 @@ def check_answer(answer: Tensor, model: nn.Module, where: str, **inputs: Tensor 
     if bool(torch.isfinite(answer).all()):
         return
     for name, value in inputs.items():
-        if value is not None and not bool(torch.isfinite(value).all()):
-            raise InputError(
-                f"The {name} holds values that are not numbers",
-                where=name,
-                found=NO_NUMBERS,
-                remedy="Look at the node that makes it: its file or its settings are at fault, not the model",
-            )
+        if value is not None:
+            require_numbers(name, value)
     if names := broken_names(model, answer.device):
         raise damaged(where, names)
     raise InputError(
@@ -91,6 +99,26 @@ def check_answer(answer: Tensor, model: nn.Module, where: str, **inputs: Tensor 
         where=where,
         found=f"{NO_NUMBERS}, though its weights and inputs are numbers",
         remedy="Set weight_dtype to bf16 or fp32, and start ComfyUI without flags that choose an attention",
+    )
+
+
+def check_vae(made: Tensor, vae: Any) -> None:
+    """Looks why pixels or latents that a VAE made are no numbers, where what went into it were.
+
+    Raises:
+        WeightsFileError: its weights are none.
+        InputError: its type does not hold them.
+    """
+    if bool(torch.isfinite(made).all()):
+        return
+    model = vae.first_stage_model
+    if names := broken_names(model, vae.device):
+        raise damaged(getattr(model, "where", "vae"), names)
+    raise InputError(
+        "The VAE makes values that are not numbers",
+        where="vae",
+        found=NO_NUMBERS,
+        remedy="Start ComfyUI with --fp32-vae or --bf16-vae",
     )
 
 

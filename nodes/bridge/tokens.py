@@ -19,6 +19,11 @@ from ...wan_core.text.tokenizer import END, PAD, TEXT_TOKENS, Tokenizer
 
 NAME = "umt5xxl"  # what native code calls this encoder in token dictionaries, LoRA keys and embedding files
 
+LITERAL = {
+    ord("\uff08"): "\\(",
+    ord("\uff09"): "\\)",
+}  # full-width brackets, which cleaning makes plain, are no weights
+
 Entries = list[tuple[Any, ...]]  # (token id or embedding [D], weight), with a word number where asked for
 
 
@@ -61,7 +66,7 @@ class PromptTokenizer(sd1_clip.SDTokenizer):
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **native: Any) -> list[Entries]:
         """Prompt -> one list of (token or embedding, weight), padded to 512."""
-        batches = super().tokenize_with_weights(clean(text), return_word_ids, **native)
+        batches = super().tokenize_with_weights(clean(text.translate(LITERAL)), return_word_ids, **native)
         return [self._cut(batch) for batch in batches]
 
     def _cut(self, batch: Entries) -> Entries:

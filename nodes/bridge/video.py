@@ -199,7 +199,7 @@ def to_bytes(images: torch.Tensor) -> torch.Tensor:
 def _arrays(images: torch.Tensor, deep: bool) -> Iterator[np.ndarray]:
     """Yields the frames one by one as uint8 or uint16 RGB; only one is converted at a time."""
     for image in images:
-        rgb = image[..., :3].cpu()
+        rgb = image[..., :3].expand(-1, -1, 3).cpu()  # grey is three equal colours
         if deep:
             wide = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb.float()
             yield wide.mul(65535).round_().clamp_(0, 65535).numpy().astype(np.uint16)

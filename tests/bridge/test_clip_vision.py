@@ -71,6 +71,8 @@ def test_the_whole_picture_or_its_middle(path):
     white = ours.encode_image(torch.ones(1, 100, 100, 3))["image_embeds"]
     assert relative(ours.encode_image(wide, crop=True)["image_embeds"], white) < LIMIT
     assert relative(ours.encode_image(wide, crop=False)["image_embeds"], white) > 1e-3
+    grey = torch.ones(1, 100, 100, 1)
+    assert relative(ours.encode_image(grey)["image_embeds"], white) < LIMIT
 
 
 def test_official_names_make_the_same_encoder(path, tmp_path):

@@ -22,6 +22,7 @@ from wancore.nodes.bridge import soundness
 from wancore.nodes.bridge.audio_encoder import load_audio_encoder, sound_features
 from wancore.nodes.bridge.clip_vision import load_clip_vision
 from wancore.nodes.bridge.decode import decode_clips
+from wancore.nodes.bridge.images import encode_clip
 from wancore.nodes.bridge.lora import apply_lora
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.text_encoder import load_text_encoder
@@ -182,6 +183,17 @@ def test_the_other_parts_are_named_too(tmp_path, monkeypatch):
         decode_clips({"samples": torch.zeros(1, 16, 1, 8, 8)}, vae, None, with_images=False)
     assert "decoder.conv1.weight" in error.value.found and family.VAE.name in error.value.where
     monkeypatch.setattr(soundness, "SMALL", 600)  # as above
+    tensors = build(family.VAE, fp8=False)
+    tensors["encoder.conv1.weight"].fill_(INFINITY)
+    save_file(tensors, tmp_path / family.VAE.name)
+    vae = load_vae(tmp_path / family.VAE.name)
+    with pytest.raises(WeightsFileError) as error:
+        encode_clip(vae, torch.rand(1, 3, 1, 32, 32))
+    assert "encoder.conv1.weight" in error.value.found and family.VAE.name in error.value.where
+    vae.first_stage_model.encoder.conv1.weight.data.fill_(1e38)
+    with pytest.raises(InputError) as error:
+        encode_clip(vae, torch.rand(1, 3, 1, 32, 32))
+    assert error.value.where == "vae" and "--fp32-vae" in error.value.remedy
     vision, sound = "vision_model.encoder.layers.0.mlp.fc1.weight", "encoder.layers.0.feed_forward.output_dense.weight"
     for member, load, answer, change, named in (
         (family.CLIP_VISION, load_clip_vision, see, vision, "transformer.0.mlp.0.weight"),

@@ -188,10 +188,21 @@ def test_clip_skip(ours: comfy.sd.CLIP, native: comfy.sd.CLIP):
     assert (conditioning(ours, PROMPTS[0]) - plain).norm() > 1e-2 * plain.norm()
 
 
-@pytest.mark.parametrize("prompt", ["  a red\n\n circle &amp;amp; a ball ", "", "the cat’s “ring”", "a red circle"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "  a red\n\n circle &amp;amp; a ball ",
+        "",
+        "the cat’s “ring”",
+        "a red circle",
+        "a \uff08red\uff1a1.2\uff09 circle",
+    ],
+)
 def test_tokens_are_the_official_ones(ours: comfy.sd.CLIP, vocabulary: torch.Tensor, prompt: str):
     official = Tokenizer.from_tensor(vocabulary).batch([prompt])[0][0].tolist()
-    assert [token for token, _ in ours.tokenize(prompt)["umt5xxl"][0]] == official
+    tokens = ours.tokenize(prompt)["umt5xxl"][0]
+    assert [token for token, _ in tokens] == official
+    assert {weight for _, weight in tokens} == {1.0}
 
 
 def test_long_prompts_are_cut_and_named(

@@ -15,6 +15,7 @@ import threading
 import weakref
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -204,7 +205,9 @@ def test_frame_rates(rate, expected, tmp_path):
     assert found == expected if expected else abs(found - 23.976) < 1e-3
 
 
-@pytest.mark.parametrize("channels, rate", [(1, 16_000), (2, 192_000), (3, 22_050), (6, 48_000), (1, 7_000)])
+@pytest.mark.parametrize(
+    "channels, rate", [(1, 16_000), (2, 192_000), (3, 22_050), (6, 48_000), (8, 48_000), (1, 7_000)]
+)
 def test_any_sound_is_taken(channels, rate, format, tmp_path):
     noise = np.random.default_rng(0).uniform(-0.2, 0.2, (channels, rate)).astype(np.float32)
     noise[0, :5] = np.nan
@@ -338,6 +341,12 @@ def test_space_is_checked_before(small_disk):
     with pytest.raises(OutputError) as caught:
         atomic.require_space(small_disk, 64 * atomic.MIB)
     assert (caught.value.found, caught.value.expected) == ("1 MiB free", "about 64 MiB")
+
+
+def test_a_disk_that_does_not_say_what_is_free_is_not_full(tmp_path, monkeypatch):
+    says_nothing = SimpleNamespace(total=0, used=0, free=0)
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: says_nothing)
+    atomic.require_space(tmp_path, atomic.MIB)
 
 
 def test_a_folder_that_is_a_file_or_read_only_is_an_error(tmp_path, monkeypatch):

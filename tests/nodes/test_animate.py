@@ -190,7 +190,11 @@ def test_what_cannot_be_is_refused(paths, vae21, vae22):
         ours(vae21, **scene(), clip_vision=sight, clip_vision_output=sight.encode_image(picture()))
     with pytest.raises(WrongModelError, match="latent channels"):
         ours(vae22, **scene())
-    assert WanCoreAnimateToVideo.validate_inputs(size="custom", width=100, height=64).endswith("96 or 112.")
+    fitting = {"size": "custom", "width": 96, "height": 64, "clip_frames": 77, "overlap": 1}
+    unknown = dict.fromkeys(fitting)  # as linked inputs are
+    assert WanCoreAnimateToVideo.validate_inputs(**fitting) is WanCoreAnimateToVideo.validate_inputs(**unknown) is True
+    for change, words in (({"width": 100}, "96 or 112."), ({"clip_frames": 76}, "best."), ({"overlap": 3}, "to 1.")):
+        assert WanCoreAnimateToVideo.validate_inputs(**{**fitting, **change}).endswith(words)
 
 
 def test_another_model_is_refused_before_it_is_loaded(vae21, tmp_path: Path):

@@ -94,5 +94,6 @@ def test_what_is_no_place_or_strength(frames: str, strengths: str, where: str):
 def test_refusals(vae21, vae22):
     with pytest.raises(WrongModelError):
         ours(vae22, picture())
-    with pytest.raises(InputError, match="Two pictures are for one frame"):
+    with pytest.raises(InputError, match="Two pictures are for one frame") as caught:
         ours(vae21, picture(), picture(), frames="0, 0")
+    assert caught.value.where == "frames"

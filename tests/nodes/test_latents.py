@@ -13,6 +13,7 @@ import_comfy()
 
 import comfy.latent_formats
 import comfy.sample
+import comfy.sd
 import execution
 from wancore.nodes.latents import WanCoreTextToImage, WanCoreTextToVideo
 from wancore.wan_core.errors import InputError, WrongModelError
@@ -118,6 +119,17 @@ def test_another_models_vae_is_refused():
     stable_diffusion.latent_channels, stable_diffusion.latent_dim = 4, 2
     with pytest.raises(WrongModelError):
         video(stable_diffusion)
+
+
+def test_a_vae_of_another_family_is_refused_though_its_latents_have_wans_shape():
+    with torch.device("meta"):
+        hunyuan = comfy.sd.VAE(sd={
+            "decoder.conv_in.conv.weight": torch.empty(512, 16, 3, 3, 3),
+            "post_quant_conv.weight": torch.empty(16, 16, 1, 1, 1),
+        })  # fmt: skip
+    with pytest.raises(WrongModelError) as caught:
+        video(hunyuan)
+    assert (caught.value.where, caught.value.found) == ("vae", "AutoencoderKL")
 
 
 def test_native_samplers_resize_an_empty_latent_of_the_other_vae(vae21):

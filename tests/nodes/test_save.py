@@ -194,6 +194,23 @@ def test_a_link_out_of_the_output_folder_is_refused(output):
     assert names(outside) == []
 
 
+@pytest.mark.parametrize("prefix", ["taken/Wan", "taken/deeper/Wan"])
+def test_a_file_where_the_folder_should_be_is_named(prefix, output):
+    (output / "taken").write_text("mine")
+    with pytest.raises(OutputError) as caught:
+        save(frame_video(2), prefix=prefix)
+    assert caught.value.where == str(output / "taken")
+    assert names(output) == ["taken"]
+
+
+def test_a_grey_video_is_three_equal_colours(output):
+    components = Types.VideoComponents(images=pictures(2)[..., :1], audio=None, frame_rate=Fraction(16))
+    save(InputImpl.VideoFromComponents(components), prefix="grey", format="ffv1")
+    with av.open(str(output / "grey_00001_.mkv")) as container:
+        seen = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert (seen == seen[..., :1]).all() and seen.min() == 0 and seen.max() == 255
+
+
 def test_stop_is_heard_at_a_frame_and_leaves_nothing(output):
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -284,6 +301,11 @@ class TestFrameVideo:
         with pytest.raises(OutputError):
             frame_video().save_to(str(target))
         assert names(tmp_path) == ["a.mp4"] and target.read_bytes() == b"old"
+
+    def test_a_long_name_is_taken(self, tmp_path):
+        path = tmp_path / ("\u6587" * 83 + ".mp4")
+        frame_video(2).save_to(path)
+        assert names(tmp_path) == [path.name]
 
     def test_another_codec_is_refused(self, tmp_path):
         with pytest.raises(InputError):

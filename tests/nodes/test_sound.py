@@ -103,6 +103,14 @@ def test_pictures_are_cut_in_the_middle():
     assert covered(picture, (128, 64)).shape == (1, 64, 128, 3)
 
 
+def test_what_no_clip_can_be_is_refused_before_anything_runs():
+    sound = {"size": "custom", "width": 832, "height": 448, "clip_frames": 80}
+    assert WanCoreSoundToVideo.validate_inputs(**sound) is True
+    assert WanCoreSoundToVideo.validate_inputs(**dict.fromkeys(sound)) is True
+    for change, words in (({"width": 840}, "width"), ({"clip_frames": 81}, "Set clip_frames to 80")):
+        assert words in WanCoreSoundToVideo.validate_inputs(**{**sound, **change})
+
+
 @torch.inference_mode()
 def test_what_cannot_be_is_refused(paths):
     with pytest.raises(InputError, match="no sound"):

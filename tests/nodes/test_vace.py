@@ -92,6 +92,13 @@ def test_grey_masks_are_cut_at_one_half_as_officially(vae21):
     assert torch.equal(given[0]["vace_mask"][0], given[1]["vace_mask"][0])
 
 
+@pytest.mark.parametrize("count", [1, LENGTH])
+def test_behind_the_end_of_the_video_everything_is_made_new(vae21, count: int):
+    kept = torch.zeros(count, HEIGHT, WIDTH)
+    mask = ours(vae21, control_video=picture(5), control_masks=kept)[0][0][1]["vace_mask"][0]
+    assert mask.amax(dim=(1, 3, 4)).tolist() == [[0, 0, 1]] and mask.amin(dim=(1, 3, 4)).tolist() == [[0, 0, 1]]
+
+
 def test_pictures_at_the_ends_are_kept(vae21, native21):
     """As a control video of grey frames whose mask spares the first and the last, built by hand for the native node."""
     first, last = picture(seed=5), picture(seed=6)

@@ -8,6 +8,7 @@ one that writes to the same folder removes.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ ABANDONED = 600.0  # seconds without a write after which a dead process's partia
 _PARTIAL = re.compile(r"\..+\.(\d+)\.\d+\.partial")  # hint, process, number: see _create_partial
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_FOLDER = {errno.ENOTDIR, errno.EEXIST}
+LONGEST_HINT = 200  # bytes; with process and number below the 255 that file systems take
 
 
 class PartialFile:
@@ -77,7 +80,7 @@ def partial_file(folder: Path, hint: str) -> Iterator[PartialFile]:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk and a folder that is not writable into an OutputError that names the folder."""
+    """Turns a full disk, and a folder that is not writable or is a file, into an OutputError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -85,8 +88,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise OutputError(
                 "The disk is full",
                 where=str(folder.absolute()),
-                found=f"{_free(folder) / MIB:.0f} MiB free",
+                found=error.strerror or str(error),  # a quota is another thing than a full disk
                 remedy="Free some space and press Run again: only the saving is repeated",
+            ) from error
+        if file := _file_in_the_way(error):
+            raise OutputError(
+                "A file has the name of the folder",
+                where=str(file.absolute()),
+                remedy="Choose another filename_prefix, or rename that file: only the saving is repeated",
             ) from error
         if error.errno in _READ_ONLY:
             raise OutputError(
@@ -96,6 +105,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 remedy="Give ComfyUI the right to write there, or start it with another --output-directory",
             ) from error
         raise
+
+
+def _file_in_the_way(error: OSError) -> Path | None:
+    """The file that stands where a folder was to be read or made, if that is what the error is about."""
+    if error.errno not in _NO_FOLDER or not error.filename:
+        return None
+    path = Path(os.fsdecode(error.filename))
+    return next((part for part in (path, *path.parents) if part.is_file()), None)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -115,14 +132,17 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _free(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
+def _free(folder: Path) -> float:
+    """Bytes; infinity where the file system does not say, as some mounted from a network."""
+    with suppress(OSError):
+        usage = shutil.disk_usage(folder)
+        if usage.total:
+            return usage.free
+    return math.inf
 
 
 def _create_partial(folder: Path, hint: str) -> Path:
+    hint = hint.encode("utf-8")[:LONGEST_HINT].decode("utf-8", "ignore")
     for attempt in range(10_000):
         path = folder / f".{hint}.{os.getpid()}.{attempt}.partial"
         with suppress(FileExistsError):

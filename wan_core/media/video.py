@@ -28,7 +28,7 @@ RGB_MATRIX = 0
 LIMITED, FULL = 1, 2
 COLOUR_TAGS = ("color_primaries", "color_trc", "colorspace", "color_range")
 DEFAULT_AUDIO_RATE = 48_000  # samples per second, where the encoder does not take the sound's own rate
-LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # by number of channels
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # by number of channels; PyAV can neither fill nor read eight planes
 LARGEST_RATE_DENOMINATOR = 1001  # keeps 24000/1001 exact
 
 

@@ -6,10 +6,10 @@ size and length so is its clip. Nobody judges what the clips show. "Wan 2.2 Text
 
 What a run costs is attention over 30,000 tokens, 5 to 6 s of one core for each layer, head and step: the 5B's clip
 takes two minutes of one core to sample, and one to decode. Fun Camera, whose weights are random anyhow, keeps one of
-its two layers, and the first and last frame, whose weights image to video runs whole, two of five. The VAEs compute in
-bfloat16, as on a GPU, where the processor has it; in all other tests it is float32. Left out are the long video (three
-clips of text to video, 15 minutes) and the GGUF twin of text to video (5; small ones in test_long_video.py and
-test_gguf.py). WANCORE_ALL_TEMPLATES=1 runs both, too.
+its two layers, and image to video, whose 4-step LoRAs are, two of five. The VAEs compute in bfloat16, as on a GPU,
+where the processor has it; in all other tests it is float32. Left out are the long video (three clips of text to
+video, 15 minutes) and the GGUF twin of text to video (5; small ones in test_long_video.py and test_gguf.py).
+WANCORE_ALL_TEMPLATES=1 runs both, too.
 """
 
 from __future__ import annotations
@@ -39,13 +39,12 @@ WHOLE = bool(os.environ.get("WANCORE_ALL_TEMPLATES"))
 ELSEWHERE = ("Wan 2.2 Text to Video", "Wan 2.2 Text to Image", "Wan 2.2 Sound to Video")
 LONG = () if WHOLE else ("Wan 2.2 Long Video", "Wan 2.2 Text to Video GGUF")
 TITLES = [file.stem for file in sorted((ROOT / "workflows").glob("*.json")) if file.stem not in (*ELSEWHERE, *LONG)]
-SHORTER = {  # those of Fun Camera by short names of which there are no trained weights
-    "Wan 2.2 Fun Camera to Video": (
-        replace(family.CAMERA_HIGH, layers=1, short="short_camera_high"),
-        replace(family.CAMERA_LOW, layers=1, short="short_camera_low"),
-    ),
-    "Wan 2.2 First-Last Frame to Video": (replace(family.I2V_HIGH, layers=2), replace(family.I2V_LOW, layers=2)),
-}
+SHORTER = (  # those of Fun Camera by short names of which there are no trained weights
+    replace(family.CAMERA_HIGH, layers=1, short="short_camera_high"),
+    replace(family.CAMERA_LOW, layers=1, short="short_camera_low"),
+    replace(family.I2V_HIGH, layers=2),
+    replace(family.I2V_LOW, layers=2),
+)
 OPENING = {  # width, height, rate, frames of what the template comes to with the media of tests/template_media.py
     "Wan 2.2 Text to Video GGUF": (832, 480, Fraction(16), 81),
     "Wan 2.2 Image to Video": (832, 464, Fraction(16), 81),
@@ -67,20 +66,10 @@ def whole_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_media(base)
     if WHOLE:
         write_family(models)
+    else:
+        for member in SHORTER:
+            write(build(member, fp8=True), models / member.folder / member.name, member.metadata)
     return base
-
-
-@pytest.fixture
-def title(request: pytest.FixtureRequest, whole_base: Path) -> Iterator[str]:
-    """A template whose models are there, shorter ones for its own run where SHORTER has them."""
-    members = () if WHOLE else SHORTER.get(request.param, ())
-    paths = [whole_base / "models" / member.folder / member.name for member in members]
-    whole = [path.read_bytes() for path in paths]
-    for member, path in zip(members, paths, strict=True):
-        write(build(member, fp8=True), path, member.metadata)
-    yield request.param
-    for path, content in zip(paths, whole, strict=True):
-        path.write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +81,7 @@ def whole_server(comfyui: Path, whole_base: Path) -> Iterator[Server]:
         yield running
 
 
-@pytest.mark.parametrize("title", TITLES, indirect=True)
+@pytest.mark.parametrize("title", TITLES)
 def test_runs_unedited(title: str, whole_server: Server, whole_base: Path, workflows: dict[str, Any]) -> None:
     client = Client(whole_server.address)
     prompt = to_prompt(workflows[title], client.get("/object_info"))

@@ -31,7 +31,7 @@ def _models_and_prompts() -> list[io.Input]:
     ]
 
 
-def _guidance_inputs() -> list[io.Input]:
+def _guidance_inputs(default: str = FROM_PRESET) -> list[io.Input]:
     def scale(name: str, expert: str) -> io.Input:
         return io.Float.Input(
             name,
@@ -41,13 +41,13 @@ def _guidance_inputs() -> list[io.Input]:
             step=0.1,
             advanced=True,
             tooltip=f"Guidance scale of the {expert}. 3 to 5 is usual, 1 takes half the time and suits distilled "
-            f"models. {FROM_PRESET}",
+            f"models. {default}",
         )
 
     return [scale("cfg_high", "high expert, or of the only model"), scale("cfg_low", "low expert")]
 
 
-def _shift_input() -> io.Input:
+def _shift_input(default: str = "the preset's") -> io.Input:
     return io.Float.Input(
         "shift",
         default=0.0,
@@ -56,11 +56,11 @@ def _shift_input() -> io.Input:
         step=0.1,
         advanced=True,
         tooltip="Shift of the schedule, for both experts: higher spends more steps on layout and motion. 3 to 12 is "
-        "usual. 0 takes what a node before has put on the models, else the preset's.",
+        f"usual. 0 takes what a node before has put on the models, else {default}.",
     )
 
 
-def _boundary_input() -> io.Input:
+def _boundary_input(steps: str = "From 1 on: this many steps on high. ") -> io.Input:
     return io.Float.Input(
         "boundary",
         default=0.0,
@@ -68,8 +68,8 @@ def _boundary_input() -> io.Input:
         max=1000.0,
         step=0.005,
         advanced=True,
-        tooltip="Where low takes over. Below 1: the sigma, 0.875 for text to video, 0.9 for image to video. From 1 "
-        "on: this many steps on high. 0 takes the model's.",
+        tooltip="Where low takes over. Below 1: the sigma, 0.875 for text to video, 0.9 for image to video. "
+        f"{steps}0 takes the model's.",
     )
 
 
@@ -235,9 +235,9 @@ class WanCoreDualExpertGuider(io.ComfyNode):
             search_aliases=["guider", "cfg guider", "dual expert", "high noise low noise"],
             inputs=[
                 *_models_and_prompts(),
-                *_guidance_inputs(),
-                _shift_input(),
-                _boundary_input(),
+                *_guidance_inputs("0 is 1 for models with a step-distillation LoRA, else the official scale."),
+                _shift_input("5 for models with a step-distillation LoRA, the official one for others"),
+                _boundary_input(steps="A guider knows no steps: 1 and more are refused. "),
                 io.Combo.Input(
                     "timesteps",
                     options=["fractional", "integer"],

@@ -20,7 +20,7 @@ from make_pocket import make_pocket
 from setup.client import Client, Progress, PromptFailedError, PromptRefusedError, Result
 from setup.console import Console, SetupError, seconds
 from setup.places import ROOT, cache_folder
-from setup.server import Launch, arguments_for, link_pack, serve
+from setup.server import Launch, Server, arguments_for, link_pack, serve
 from workflow_api import set_widget, to_prompt
 
 WORKFLOW = ROOT / "workflows" / "Wan 2.2 Text to Video.json"
@@ -111,6 +111,19 @@ def make_clip(console: Console, client: Client, options: argparse.Namespace) -> 
     return file
 
 
+def need_nodes(server: Server, client: Client) -> None:
+    """Refuses a server that did not take the pack, with what the pack said to that.
+
+    Raises:
+        SetupError: the import failed, or ComfyUI or torch is too old for the nodes.
+    """
+    if server.import_failures():
+        raise SetupError(f"ComfyUI could not import the pack: {server.log()}")
+    if not client.get("/object_info/WanCoreTextToVideo"):
+        said = [line.partition("WanCore: ")[2] for line in server.log().splitlines() if "WanCore: " in line]
+        raise SetupError("; ".join(said) or f"ComfyUI has none of the pack's nodes: {server.log()}")
+
+
 def run(console: Console, options: argparse.Namespace) -> None:
     """Starts the server, makes the clip, and keeps serving if asked to.
 
@@ -129,11 +142,11 @@ def run(console: Console, options: argparse.Namespace) -> None:
         console.say(f"  ComfyUI server on the {'graphics card' if device == 'cuda' else 'CPU'} ...")
         start = time.monotonic()
         with serve(launch, Path(temporary) / "server.log") as server:
-            if server.import_failures():
-                raise SetupError(f"ComfyUI could not import the pack: {server.log()}")
+            client = Client(server.address)
+            need_nodes(server, client)
             console.say(f"    done in {seconds(time.monotonic() - start)}, at {server.address}")
             console.say(f'Wan 2.2 Text to Video: "{options.prompt}"')
-            make_clip(console, Client(server.address), options)
+            make_clip(console, client, options)
             if options.serve:
                 console.say(f"ComfyUI stays at {server.address} (Ctrl-C stops it)")
                 while server.running():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,13 @@ from setup.places import ROOT, bytecode_in_cache
 EXAMPLE = "a red circle moves to the right"
 
 
+def size(text: str) -> str:
+    """Refuses what is not WIDTHxHEIGHT before anything is set up."""
+    if not re.fullmatch(r"[0-9]+x[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write width x height in pixels, such as 96x96")
+    return text
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
@@ -27,7 +35,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("prompt", nargs="?", default=EXAMPLE, help=f"what the clip shows (default: {EXAMPLE})")
     parser.add_argument("--seed", type=int, default=1, help="seed of the noise (default: 1)")
-    parser.add_argument("--size", default="96x96", metavar="WxH", help="pixels, multiples of 16 (default: 96x96)")
+    parser.add_argument(
+        "--size", type=size, default="96x96", metavar="WxH", help="pixels, multiples of 16 (default: 96x96)"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of the clip (default: 2)")
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder for the mp4 (default: output/)")
     parser.add_argument("--serve", action="store_true", help="leave the server running and print its address")

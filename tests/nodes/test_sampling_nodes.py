@@ -93,6 +93,13 @@ def test_every_input_and_output_is_explained():
         assert {entry.id for entry in schema.inputs} == set(inspect.signature(node.execute).parameters)
 
 
+def test_the_guider_tells_of_its_own_inputs_alone():
+    """It has neither a preset nor steps, which tooltips of the sampler speak of."""
+    inputs = nodes.WanCoreDualExpertGuider.INPUT_TYPES()["required"]
+    told = {name: options[0]["tooltip"] for name, (_, *options) in inputs.items()}
+    assert not [name for name, text in told.items() if "preset" in text or "steps on high" in text]
+
+
 def test_every_node_has_a_help_page(request):
     folder = request.config.rootpath / "web" / "docs"
     for node in [*nodes.NODES, *official.NODES]:

@@ -13,15 +13,19 @@ import tarfile
 import threading
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import clip
+import demo
 import pytest
 from setup import environment, places
+from setup.client import Client
 from setup.comfyui import is_inside, unpack, version_of
 from setup.console import Console, SetupError, seconds
 from setup.environment import Environment, Part
 from setup.pip import reason, remove_half_installed
-from setup.server import Launch
+from setup.server import Launch, Server
 
 
 def make_wheel(folder: Path, name: str, version: str = "1.0") -> None:
@@ -114,7 +118,7 @@ def test_goes_on_after_being_killed_while_making_the_environment(index: Path, tm
 
 @pytest.mark.slow
 def test_layer_sees_the_packages_below_and_adds_its_own(index: Path, bare: Path, tmp_path: Path) -> None:
-    below = made_in(tmp_path / "below", bare)
+    below = made_in(tmp_path / "unten Ł", bare)
     below.ensure([Part("first", "first", ("wancore_first",))])
     make_wheel(index, "wancore_first", "2.0")
     layer = made_in(tmp_path / "layer", bare, below)
@@ -125,6 +129,23 @@ def test_layer_sees_the_packages_below_and_adds_its_own(index: Path, bare: Path,
         for made, skip in ((layer, ", wancore_second"), (below, ""))
     ]
     assert [run.stdout.strip() for run in versions] == ["2.0", "1.0"], "the environment below must stay as it is"
+    assert (layer.site_packages() / "wancore-below.pth").read_bytes().isascii(), "read in the system's encoding"
+
+
+def test_folders_have_letters_that_the_output_of_python_lacks(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Windows whose code page does not have the user's name."""
+    (tmp_path / "Łukasz").symlink_to(bare, target_is_directory=True)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert tmp_path / "Łukasz" in Environment(tmp_path / "Łukasz", Console()).site_packages().parents
+
+
+def test_letters_that_a_log_lacks_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(log, encoding="cp1252"))
+    Console().say("Łukasz")
+    assert log.getvalue().strip() == b"?ukasz"
 
 
 def test_half_installed_packages_are_told_by_their_records(tmp_path: Path) -> None:
@@ -166,7 +187,10 @@ def test_no_network_is_one_line(bare: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "GB free for this checkout",
+        ),
         ("WARNING: Retrying ... NewConnectionError(...)\nERROR: No matching distribution found for torch", "network"),
         ("ERROR: No matching distribution found for torch==2.11.0", "torch==2.11.0"),
         ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "checksum"),
@@ -265,8 +289,48 @@ def test_own_python_of_an_installation(tmp_path: Path, monkeypatch: pytest.Monke
     portable.parent.mkdir()
     portable.touch()
     assert environment.own_python(tmp_path / "ComfyUI") == portable
-    monkeypatch.setenv("COMFYUI_PYTHON", "/opt/python")
-    assert environment.own_python(tmp_path / "ComfyUI") == Path("/opt/python")
+    monkeypatch.setenv("COMFYUI_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(SetupError, match=r"COMFYUI_PYTHON names .* is no file"):
+        environment.own_python(tmp_path / "ComfyUI")
+    (tmp_path / "python").touch()
+    assert environment.own_python(tmp_path / "ComfyUI") == tmp_path / "python"
+
+
+@pytest.mark.parametrize("size", ["96", "96x", "96x96x96", "96 x 96", "-96x96"])
+def test_a_size_that_is_none_is_refused_before_anything_is_set_up(
+    size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        demo.parse([f"--size={size}"])
+    assert "width x height" in capsys.readouterr().err
+
+
+def test_a_comfyui_that_is_too_old_is_said_in_one_line(tmp_path: Path) -> None:
+    """It has answered, imported the pack and got no nodes from it."""
+
+    class NoNodes(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    said = "ComfyUI 0.20.0 is too old, 0.24.0 or newer is needed: update ComfyUI"
+    (tmp_path / "log").write_text(f"[WARNING] WanCore: {said}\n", encoding="utf-8")
+    with HTTPServer(("127.0.0.1", 0), NoNodes) as answering, subprocess.Popen([sys.executable, "-c", ""]) as process:
+        threading.Thread(target=answering.handle_request, daemon=True).start()
+        server = Server(process, answering.server_port, tmp_path / "log")
+        with pytest.raises(SetupError, match=f"^{said}$"):
+            clip.need_nodes(server, Client(server.address))
+
+
+def test_lint_passes_in_a_checkout_of_any_name(tmp_path: Path) -> None:
+    """The checkout is a package, and ComfyUI-WanCore is no name for one."""
+    checkout = tmp_path / "ComfyUI-WanCore"
+    checkout.mkdir()
+    for name in ("pyproject.toml", "__init__.py"):
+        shutil.copy(places.ROOT / name, checkout)
+    run = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=checkout, capture_output=True)
+    assert run.returncode == 0, run.stdout.decode()
 
 
 @pytest.mark.parametrize(("duration", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (125, "2 min 5 s")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import time
@@ -17,6 +18,8 @@ class Console:
     """Prints steps as they happen; activity inside a step overwrites itself on a terminal, and is silent elsewhere."""
 
     def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # letters that the terminal or a log cannot show stop nothing
         self._terminal = sys.stdout.isatty()
         self._pending = False
         self._last_progress = ""

@@ -30,7 +30,7 @@ TORCH_PACKAGES = ("torch", "torchvision", "torchaudio")
 # On Linux the three versions that are built for each other; elsewhere what the platform's index offers.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0") if sys.platform == "linux" else TORCH_PACKAGES
 STAMP = "wancore.json"
-PROBE = "import sys, sysconfig; print(sys.version.split()[0]); print(sysconfig.get_path('purelib'))"
+PROBE = "import json, sys, sysconfig; print(json.dumps([sys.version.split()[0], sysconfig.get_path('purelib')]))"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ class Environment:
                 f"The Python environment in {self.folder} does not start: delete that folder and run this again."
             )
         if self.below is not None:
-            (probed[1] / "wancore-below.pth").write_text(f"{self.below.site_packages()}\n", encoding="utf-8")
+            # Python reads this file in the encoding of the system: letters beyond ASCII are escaped.
+            line = f"import sys; sys.path.append({str(self.below.site_packages())!a})\n"
+            (probed[1] / "wancore-below.pth").write_text(line, encoding="ascii")
         return probed
 
     def site_packages(self) -> Path:
@@ -151,7 +153,7 @@ class Environment:
             found = subprocess.run([str(self.python), "-c", PROBE], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
-        version, site_packages = found.stdout.splitlines()
+        version, site_packages = json.loads(found.stdout)  # in ASCII, whatever letters the folder has
         return version, Path(site_packages)
 
     def _works(self, *arguments: str) -> bool:
@@ -220,9 +222,15 @@ def own_python(comfyui: Path) -> Path | None:
     """The Python that belongs to an installation: COMFYUI_PYTHON, its venv, the portable download's; else None.
 
     It already has torch for the user's card and every requirement; nothing is installed into it.
+
+    Raises:
+        SetupError: COMFYUI_PYTHON names no file.
     """
     if os.environ.get("COMFYUI_PYTHON"):
-        return Path(os.environ["COMFYUI_PYTHON"])
+        python = Path(os.environ["COMFYUI_PYTHON"]).expanduser().absolute()
+        if not python.is_file():
+            raise SetupError(f"COMFYUI_PYTHON names {python}, which is no file: name the Python that runs ComfyUI.")
+        return python
     executable = Path("Scripts/python.exe") if os.name == "nt" else Path("bin/python")
     places = [comfyui / ".venv" / executable, comfyui / "venv" / executable]
     places += [comfyui.parent / name / "python.exe" for name in ("python_embeded", "python_embedded")]

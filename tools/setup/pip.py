@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .console import Console, SetupError
-from .places import cache_folder
+from .places import ROOT, cache_folder
 
 NETWORK = re.compile(
     r"Temporary failure in name resolution|Name or service not known|nodename nor servname|getaddrinfo failed"
@@ -67,7 +67,7 @@ def reason(output: str, log: Path) -> str:
 
 def free_space() -> str:
     """Free space of the disks that set-up writes to, in words."""
-    places = {"cache": cache_folder(), "temporary files": Path(tempfile.gettempdir())}
+    places = {"this checkout": ROOT, "the cache": cache_folder(), "temporary files": Path(tempfile.gettempdir())}
     return ", ".join(f"{shutil.disk_usage(place).free / 1e9:.1f} GB free for {name}" for name, place in places.items())
 
 

@@ -2,9 +2,13 @@
 // node, but not for a widget that a subgraph shows on its front: there the text would reach the server as it is.
 import { app } from "../../../scripts/app.js";
 
+const COMMENT = /\/\*[^]*?\*\/|\/\/.*/g;
 const CHOICE = /(^|[^\\])\{((?:\\.|[^{}\\])*)\}/; // the innermost braces; \{ is a brace
+const ESCAPED = /\\(?=[{|}])/g;
 
+// As the front end does it, comments and escaped braces included.
 function choose(text) {
+  text = text.replace(COMMENT, "");
   let found;
   while ((found = text.match(CHOICE))) {
     const options = found[2].split(/(?<!\\)\|/);
@@ -12,24 +16,34 @@ function choose(text) {
     const start = found.index + found[1].length;
     text = text.slice(0, start) + option + text.slice(found.index + found[0].length);
   }
-  return text;
+  return text.replace(ESCAPED, "");
 }
 
-function hasChoices(type, input) {
-  const inputs = LiteGraph.registered_node_types[type]?.nodeData?.input ?? {};
-  return (inputs.required?.[input] ?? inputs.optional?.[input])?.[1]?.dynamicPrompts === true;
+// The node of an entry of the prompt; its key is the way there through the subgraphs: "12:3".
+function nodeAt(graph, [id, ...inside]) {
+  const node = graph?.getNodeById(id);
+  return inside.length ? nodeAt(node?.subgraph, inside) : node;
+}
+
+// Whether a text with choices comes from the front of a subgraph. In all others the front end has chosen already: what
+// looks like a choice there was escaped.
+function isOnFront(node, name) {
+  if (!node?.widgets?.find((widget) => widget.name === name)?.dynamicPrompts) return false;
+  const link = node.inputs.find((input) => input.name === name)?.link;
+  return link != null && Boolean(node.graph.getLink(link)?.originIsIoNode);
 }
 
 app.registerExtension({
   name: "WanCore.Wildcards",
   setup() {
     const graphToPrompt = app.graphToPrompt;
-    app.graphToPrompt = async function (...graph) {
-      const made = await graphToPrompt.apply(this, graph);
-      for (const { class_type: type, inputs } of Object.values(made.output)) {
-        if (!type.startsWith("WanCore")) continue;
+    app.graphToPrompt = async function (graph = app.rootGraph ?? app.graph, ...options) {
+      const made = await graphToPrompt.call(this, graph, ...options);
+      for (const [key, { class_type: type, inputs }] of Object.entries(made.output)) {
+        if (!type?.startsWith("WanCore")) continue; // a node that is not installed has none
+        const node = nodeAt(graph, key.split(":"));
         for (const [name, value] of Object.entries(inputs)) {
-          if (typeof value === "string" && hasChoices(type, name)) inputs[name] = choose(value);
+          if (typeof value === "string" && isOnFront(node, name)) inputs[name] = choose(value);
         }
       }
       return made;

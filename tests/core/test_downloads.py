@@ -32,3 +32,10 @@ def test_what_nobody_publishes_has_no_address() -> None:
     for name in ("wan2.2_vae.safetensors.part", "my_wan2.2_vae.safetensors", "style.safetensors", ""):
         assert address_of(name) is None and with_address(name) == name
     assert address_of("wan\\vae/wan2.2_vae.safetensors") == address_of("wan2.2_vae.safetensors")
+
+
+def test_the_readme_s_files_have_an_address() -> None:
+    """All rows of its table but those of names that are cut short."""
+    text = (WORKFLOWS.parent / "README.md").read_text(encoding="utf-8")
+    names = re.findall(r"`(\w[\w.-]*\.(?:safetensors|gguf))`", text)
+    assert len(names) > 10 and not [name for name in names if address_of(name) is None]

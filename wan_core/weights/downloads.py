@@ -28,7 +28,7 @@ ROWS = (
     (r"Wan22_TI2V_5B_Turbo_lora_rank_64_fp16\.safetensors", f"{KIJAI}/LoRAs/Wan22-Turbo"),
     (r"wan2\.2_[ti]2v_(?:high|low)_noise_14B_(?:fp8_scaled|fp16)\.safetensors", f"{WAN_22}/diffusion_models"),
     (
-        r"wan2\.2_fun_(?:vace|control|camera)_(?:high|low)_noise_14B_fp8_scaled\.safetensors",
+        r"wan2\.2_fun_(?:vace|control|camera|inpaint)_(?:high|low)_noise_14B_fp8_scaled\.safetensors",
         f"{WAN_22}/diffusion_models",
     ),
     (r"wan2\.2_(?:ti2v_5B_fp16|s2v_14B_fp8_scaled|animate_14B_bf16)\.safetensors", f"{WAN_22}/diffusion_models"),

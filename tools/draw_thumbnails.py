@@ -32,11 +32,11 @@ GROUND, WHITE, GREY, FRAME = "#16181d", "#ffffff", "#a0a4ac", "#ffd500"
 
 @dataclass(frozen=True)
 class Card:
-    """One thumbnail: its template, the line under the title, two prompts, and who films them."""
+    """One thumbnail: its template, the line under the title, its prompts, and who films them."""
 
     template: str
     line: str
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...]  # of both clips, or of eight pictures
     film: Callable[[Path, tuple[str, ...]], films.Film]
 
 
@@ -58,6 +58,27 @@ CARDS = (
         "high + low expert, from a picture",
         ("a purple square moves to the right", "a red triangle moves down"),
         films.from_picture,
+    ),
+    Card(
+        "Wan 2.2 First-Last Frame to Video",
+        "from one picture to another",
+        ("a purple square moves to the right", "a red triangle moves down"),
+        films.between_pictures,
+    ),
+    Card(
+        "Wan 2.2 Text to Image",
+        "single frames of the video models",
+        (
+            "a red circle on a white background",
+            "a large green triangle on a beige background",
+            "a yellow square on a black background",
+            "a large red triangle on a white floor",
+            "a green cross on a white background",
+            "a large blue square on a beige background",
+            "a yellow circle on a grey background",
+            "a green triangle",
+        ),
+        films.pictures_from_text,
     ),
     Card(
         "Wan 2.2 VACE to Video",
@@ -92,8 +113,8 @@ CARDS = (
 )
 
 
-def draw_card(card: Card, clips: np.ndarray, given: tuple[int, ...]) -> Image.Image:
-    """The card of one template; `clips` are [2, F, H, W, 3] in 0..1."""
+def draw_card(card: Card, clips: np.ndarray, given: tuple[tuple[int, int], ...]) -> Image.Image:
+    """The card of one template; `clips` are [2, F, H, W, 3] in 0..1, `given` frames get a border."""
     picture = Image.new("RGB", (SIDE, SIDE), GROUND)
     draw = ImageDraw.Draw(picture)
     draw.text((EDGE, EDGE - 4), "Wan 2.2", WHITE, ImageFont.load_default(22))
@@ -106,7 +127,7 @@ def draw_card(card: Card, clips: np.ndarray, given: tuple[int, ...]) -> Image.Im
                 (side, side), Image.Resampling.LANCZOS
             )
             picture.paste(shown, place)
-            if row in given and column == 0:
+            if (row, chosen[column]) in given:
                 corner = place[0] + side - 1, place[1] + side - 1
                 draw.rectangle((*place, *corner), outline=FRAME, width=3)
     title = card.template.removeprefix("Wan 2.2 ")

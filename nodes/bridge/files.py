@@ -16,6 +16,8 @@ WORDS = ("auto", "none")  # of widgets that need no file
 MODEL_FOLDERS = ("diffusion_models", "text_encoders", "vae", "loras", "clip_vision", "audio_encoders", "checkpoints")
 WITH_GGUF = ("diffusion_models", "text_encoders")  # folders whose GGUF files the pack's loaders take
 
+Stamp = tuple[tuple[int, int], ...]  # time of change in nanoseconds and bytes, of each file of a model
+
 
 def choices(folder: str) -> list[str]:
     """File names of a models folder ("diffusion_models", "text_encoders", "vae", "loras"...), with sub-folders.
@@ -104,3 +106,15 @@ def path_of(folder: str, name: str) -> str:
             remedy=f"{_remedy(folder, name)}, then press R in ComfyUI to refresh the lists",
         )
     return os.path.abspath(path)
+
+
+def stamp_of(path: str) -> Stamp:
+    """What a file is like now, or all files of a folder: one written over in its place leaves the folder as it was.
+
+    Empty where the system refuses to say; reading the file then tells why.
+    """
+    try:
+        files = [path] if os.path.isfile(path) else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+        return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
+    except OSError:
+        return ()

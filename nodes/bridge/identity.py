@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ...wan_core.weights.names import HIGH, LOW
 from .facts import model_facts
+from .files import Stamp, stamp_of
 from .lora_table import rows_of
 from .replay import digest
 
@@ -60,24 +60,13 @@ class _Graph:
         return self.known[key]
 
 
-def stamps(name: str) -> list[list[int]]:
-    """Size in bytes and time of change of every file that a widget's text may mean."""
+def stamps(name: str) -> list[Stamp]:
+    """What every file is like now that a widget's text may mean."""
     if not name or len(name) > LONGEST_NAME or "\n" in name or "\0" in name:
         return []
     paths = [folder_paths.get_full_path(folder, name) for folder in sorted(folder_paths.folder_names_and_paths)]
     paths.append(os.path.join(folder_paths.get_input_directory(), name))
-    return [_stamp(path) for path in paths if path is not None and os.path.isfile(path)]
-
-
-def _stamps_of_model(path: str) -> list[list[Any]]:
-    """The same with names, of a model's file, or of its parts and their index where it is a folder."""
-    files = sorted(Path(path).glob("*.safetensors*")) if os.path.isdir(path) else [Path(path)]
-    return [[file.name, *_stamp(file)] for file in files if file.is_file()]
-
-
-def _stamp(path: str | Path) -> list[int]:
-    stat = os.stat(path)
-    return [stat.st_size, stat.st_mtime_ns]
+    return [stamp_of(path) for path in paths if path is not None and os.path.isfile(path)]
 
 
 def model_identity(model: Any) -> str:
@@ -86,7 +75,7 @@ def model_identity(model: Any) -> str:
     device = model.load_device
     return digest(
         path,
-        _stamps_of_model(path) if path else None,
+        stamp_of(path) if path else None,
         type(model.model.diffusion_model).__name__,
         str(model.model_dtype()),
         {name: [_told(patch) for patch in patches] for name, patches in model.patches.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ...wan_core.weights.downloads import with_address
 from ...wan_core.weights.families import TEXT_ENCODER, VAE
 from ...wan_core.weights.names import LOW, expert_of, partner_names
 from ...wan_core.weights.pairing import place
-from .files import choices, path_of
+from .files import Stamp, choices, path_of, stamp_of
 from .model import check_model_file
 from .whole import check_whole
 
@@ -74,7 +73,7 @@ def model_file(name: str) -> Checkpoint:
         WeightsFileError, WrongModelError: it is none that the pack runs.
     """
     path = path_of(MODELS, name)
-    checkpoint = _inspected(path, _stamp_of(path))
+    checkpoint = _inspected(path, stamp_of(path))
     check_model_file(checkpoint)
     return checkpoint
 
@@ -85,16 +84,13 @@ def partner_of(folder: str, name: str) -> str | None:
     return next((listed[partner] for partner in partner_names(name) if partner in listed), None)
 
 
-Stamp = tuple[tuple[int, int], ...]  # time of change in nanoseconds and bytes, of each file of a model
-
-
 def stamp(folder: str, name: str | None) -> tuple[str, Stamp]:
     """The name and what its files are like now, so that a replaced one is read again; nothing where there is none.
 
     `name` is None for a widget that is linked, which has no value yet.
     """
     try:
-        return name or "", _stamp_of(path_of(folder, name)) if name else ()
+        return name or "", stamp_of(path_of(folder, name)) if name else ()
     except WeightsFileError:
         return name or "", ()
 
@@ -107,21 +103,9 @@ def stamps(
         with suppress(WeightsFileError, WrongModelError):
             chosen = select(model, low_model, text_encoder, vae)
             files = (chosen.high, chosen.low, chosen.text_encoder, chosen.vae)
-            return tuple((str(file.path), _stamp_of(str(file.path))) for file in files if file is not None)
+            return tuple((str(file.path), stamp_of(str(file.path))) for file in files if file is not None)
     named = ((MODELS, model), (MODELS, low_model), (TEXT_ENCODERS, text_encoder), (VAES, vae))
     return tuple(stamp(folder, name) for folder, name in named)
-
-
-def _stamp_of(path: str) -> Stamp:
-    """Of a file, or of all files of a folder: one that is written over in its place leaves the folder as it was.
-
-    Empty where the system refuses to say; reading the file then tells why.
-    """
-    try:
-        files = [path] if os.path.isfile(path) else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-        return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
-    except OSError:
-        return ()
 
 
 @lru_cache(maxsize=64)
@@ -174,7 +158,7 @@ def _part(folder: str, name: str, kind: str, model: Checkpoint, check: Check) ->
 
 def _checked(folder: str, name: str, kind: str, model: Checkpoint, check: Check) -> Checkpoint:
     path = path_of(folder, name)
-    stamp = _stamp_of(path)
+    stamp = stamp_of(path)
     checkpoint = _inspected(path, stamp)
     require(checkpoint, kind)
     check(model, checkpoint)

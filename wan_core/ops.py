@@ -48,7 +48,7 @@ class Ops(Protocol):
         ...
 
     @staticmethod
-    def stream(blocks: Iterable[nn.Module], x: Tensor, options: Any) -> Iterator[tuple[int, nn.Module]]:
+    def stream(blocks: Iterable[nn.Module], device: torch.device, options: Any) -> Iterator[tuple[int, nn.Module]]:
         """Yields (index, block) in order; `options` is what the host put into its hooks."""
         ...
 
@@ -124,6 +124,6 @@ class TorchOps:
         return Form(dtype)
 
     @staticmethod
-    def stream(blocks: Iterable[nn.Module], x: Tensor, options: Any) -> Iterator[tuple[int, nn.Module]]:
+    def stream(blocks: Iterable[nn.Module], device: torch.device, options: Any) -> Iterator[tuple[int, nn.Module]]:
         """Yields (index, block) in order."""
         yield from enumerate(blocks)

@@ -144,7 +144,7 @@ class WanTransformer(nn.Module):
         hooks = hooks or Hooks()
         tokens, stream = self.embed(video, timestep, conditioning, hooks)
         runs = [adapter.begin(tokens, stream, hooks) for adapter in conditioning.adapters]
-        for index, block in self.ops.stream(self.blocks, tokens, hooks.stream_options):
+        for index, block in self.ops.stream(self.blocks, tokens.device, hooks.stream_options):
             tokens = self._advance(index, block, tokens, stream, runs, hooks)
         span = stream.spans[0]
         patches = self.head(tokens[:, : span.tokens], stream.time[:, : span.rows], span)

@@ -56,7 +56,9 @@ def parameter(module: nn.Module, name: str, like: Tensor) -> Tensor:
     return added(module, name, getattr(module, name).to(like))
 
 
-def stream(blocks: Iterable[nn.Module], x: Tensor, options: dict[str, Any] | None) -> Iterator[tuple[int, nn.Module]]:
+def stream(
+    blocks: Iterable[nn.Module], device: torch.device, options: dict[str, Any] | None
+) -> Iterator[tuple[int, nn.Module]]:
     """Yields (index, block); while a block computes, the next one's weights are on their way to the GPU.
 
     Raises:
@@ -73,9 +75,9 @@ def stream(blocks: Iterable[nn.Module], x: Tensor, options: dict[str, Any] | Non
             check_all(files)
             yield index, block
         return
-    queue = prefetch.make_prefetch_queue(blocks, x.device, options)
+    queue = prefetch.make_prefetch_queue(blocks, device, options)
     for index, block in enumerate(blocks):
         check_all(files)
-        prefetch.prefetch_queue_pop(queue, x.device, block)
+        prefetch.prefetch_queue_pop(queue, device, block)
         yield index, block
-    prefetch.prefetch_queue_pop(queue, x.device, None)
+    prefetch.prefetch_queue_pop(queue, device, None)

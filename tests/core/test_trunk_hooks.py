@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -102,7 +103,7 @@ def test_the_host_orders_the_blocks_and_casts_the_weights():
             return TorchOps.weights(module, like)
 
         @staticmethod
-        def stream(blocks, x, options):
+        def stream(blocks, device, options):
             asked.append(("stream", options))
             yield from reversed(list(enumerate(blocks)))
 
@@ -114,3 +115,26 @@ def test_the_host_orders_the_blocks_and_casts_the_weights():
     assert order == [2, 1, 0]
     assert asked[0] == ("stream", {"any": 1})
     assert asked[1:] == [("weights", torch.float32)] * (5 * 3)  # norms of queries and keys, twice, and norm3
+
+
+def test_tokens_before_the_blocks_are_let_go(model):
+    """Nothing keeps them while the blocks compute: on a small card they are weights that could stay."""
+    first, alive = [], []
+
+    def after(index, tokens, stream):
+        alive.append(first[0]() is not None if first else None)
+        return tokens
+
+    embed = model.embed
+
+    def noted(*args):
+        tokens, stream = embed(*args)
+        first.append(weakref.ref(tokens))
+        return tokens, stream
+
+    model.embed = noted
+    try:
+        model(video(), STEP, prompt(), Hooks(after_block=(after,)))
+    finally:
+        del model.embed
+    assert alive == [True] + [False] * (model.num_layers - 1)

@@ -7,6 +7,7 @@ stream's dtype; norms, rotation, modulation and gates in float32 (float64 for a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from .hooks import Hooks
 from .kernels import Form, Rows8
 from .ops import Ops
 from .stream import Stream
+
+PARTS = 3  # of the tokens, so that their hidden ones take less than the attention does
 
 
 def _attend(hooks: Hooks, own: HostAttention) -> HostAttention:
@@ -73,6 +76,7 @@ class SelfAttention(Attention):
         out = attend(q.flatten(2), k.flatten(2), self.v(x), self.heads)
         for hook in hooks.self_attention:
             out = hook(out, q, k)
+        del q, k  # the projection needs their memory
         return self.o(kernels.formed(out, self.form(stream, self.o)))
 
     def _turned(self, x: Tensor, norm: nn.Module, stream: Stream) -> Tensor:
@@ -172,9 +176,12 @@ class Block(nn.Module):
         else:
             x, y = kernels.add_modulated_norm(x, attended, shift2, scale2, spans, eps=eps, form=form)
         del attended  # the feed-forward's hidden tokens are the most that a block holds
-        return kernels.gated_add(x, self._feed_forward(y, stream), gate2, spans)
+        return kernels.gated_add(x, self._feed_forward(y, stream, hooks), gate2, spans)
 
-    def _feed_forward(self, y: Tensor | Rows8, stream: Stream) -> Tensor:
+    def _feed_forward(self, y: Tensor | Rows8, stream: Stream, hooks: Hooks) -> Tensor:
         first, _, second = self.ffn
         form = self.ops.form(stream.time.device, stream.dtype, second)
-        return second(kernels.gelu(first(y), form))
+        if not hooks.sparing:
+            return second(kernels.gelu(first(y), form))
+        parts = kernels.split(y, math.ceil(stream.rotation.shape[1] / PARTS))
+        return torch.cat([second(kernels.gelu(first(part), form)) for part in parts], dim=1)

@@ -44,3 +44,4 @@ class Hooks:
     at_block: AtBlock | None = None  # before each block
     stream_options: Any = None  # handed to ops.stream as it is
     texts: TextMemory | None = None  # of the run that this call belongs to
+    sparing: bool = False  # of memory: where weights come and go, activations take their room

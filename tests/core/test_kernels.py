@@ -107,6 +107,10 @@ else:
         assert isinstance(rounded, Rows8)
         error = (rounded.dequantised().float() - x.float()).norm(dim=-1) / x.float().norm(dim=-1).clamp(min=1e-9)
         assert error.max() < 0.04  # 3 bits of mantissa
+        parts = kernels.split(rounded, 3)
+        assert [part.values.shape[1] for part in parts] == [3, 3, 1]
+        assert torch.equal(torch.cat([part.dequantised() for part in parts], 1), rounded.dequantised())
+        assert torch.equal(torch.cat([part.exact_tokens() for part in parts], 1), rounded.exact_tokens())
 
     @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
     @pytest.mark.parametrize("width", WIDTHS)

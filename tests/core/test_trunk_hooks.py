@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from wancore.wan_core import kernels
 from wancore.wan_core.attention import attention
 from wancore.wan_core.hooks import Hooks, PositionTransform
 from wancore.wan_core.ops import TorchOps
@@ -115,6 +117,16 @@ def test_the_host_orders_the_blocks_and_casts_the_weights():
     assert order == [2, 1, 0]
     assert asked[0] == ("stream", {"any": 1})
     assert asked[1:] == [("weights", torch.float32)] * (5 * 3)  # norms of queries and keys, twice, and norm3
+
+
+def test_sparing_calls_take_the_feed_forward_in_parts(model, monkeypatch):
+    """The same numbers from a third of the hidden tokens at a time."""
+    whole, rows = model(video(), STEP, prompt()), []
+    gelu = kernels.gelu
+    monkeypatch.setattr(kernels, "gelu", lambda x, form: (rows.append(x.shape[1]), gelu(x, form))[1])
+    out = model(video(), STEP, prompt(), Hooks(sparing=True))
+    assert relative(out, whole) < 1e-6
+    assert len(rows) == 3 * model.num_layers and max(rows) == math.ceil(TOKENS / 3) and sum(rows[:3]) == TOKENS
 
 
 def test_tokens_before_the_blocks_are_let_go(model):

@@ -107,6 +107,11 @@ def _is_free(x: Tensor) -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or x.requires_grad)
 
 
+def split(x: Tensor | Rows8, size: int) -> tuple[Tensor | Rows8, ...]:
+    """Successive parts of `size` tokens of x [B, L, D], the last one with what is left."""
+    return x.split(size) if isinstance(x, Rows8) else x.split(size, 1)
+
+
 def formed(x: Tensor, form: Form) -> Tensor | Rows8:
     """x [B, L, D] in the form that a layer takes."""
     if not form.float8:

@@ -8,7 +8,7 @@ it write that form at once, so that no pass over memory is spent on rounding alo
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class Rows8:
     def dequantised(self) -> Tensor:
         """[B, L, D] in `dtype`."""
         return (self.values.float() * self.scale).to(self.dtype)
+
+    def split(self, size: int) -> tuple[Rows8, ...]:
+        """Successive parts of `size` tokens, the last one with what is left."""
+        parts = zip(self.values.split(size, 1), self.scale.split(size, 1), strict=True)
+        found = [Rows8(values, scale, self.dtype) for values, scale in parts]
+        if self.exact is None:
+            return tuple(found)
+        exacts = self.exact.split(size, 1)
+        return tuple(replace(part, exact=exact) for part, exact in zip(found, exacts, strict=True))
 
 
 def formed(x: Tensor, form: Form) -> Tensor | Rows8:

@@ -23,7 +23,7 @@ from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, mapped, require
 from ...wan_core.weights.families import DIFFUSION_MODEL, Shapes
 from ...wan_core.weights.wholeness import check_tensors, check_types, network_of
-from . import host, lora_table, soundness, texts
+from . import host, lora_table, residency, soundness, texts
 from .branches import keep_quantised
 from .hosted import HostedTransformer
 from .quantised import UNMARKED, native_form
@@ -54,13 +54,24 @@ class WanModel(comfy.model_base.WAN21):
         """The native call, in which the layers add what the run's table of LoRAs says."""
         options = {} if transformer_options is None else transformer_options
         step = lora_table.step_of(options)
+        options = residency.settled(self, options, x)
         options = texts.remembering(self, options, x, step)
         with lora_table.running(self, options, step):
-            answer = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            answer = self._answer(x, t, c_concat, c_crossattn, control, options, **kwargs)
         if step == 0:
             where = repr(self.model_config.path)
             soundness.check_answer(answer, self.diffusion_model, where, latent=x, conditioning=c_crossattn)
         return answer
+
+    def _answer(self, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Any, control: Any, options: Any, **kwargs: Any):
+        """The native call, a second time where the first one ran out of memory that can be made free."""
+        call = partial(super()._apply_model, x, t, c_concat, c_crossattn, control, **kwargs)
+        try:
+            return call(transformer_options=options)
+        except Exception as error:
+            if not residency.cleared(self, error):
+                raise
+        return call(transformer_options={**options, residency.OPTION: True})  # the failed call's tensors are gone here
 
     def memory_required(self, *args: Any, **kwargs: Any) -> Any:
         """ComfyUI asks before it loads the model for a run: the last moment at which no weight is touched."""
@@ -194,6 +205,7 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
         keep_types(model)
     keep_quantised(patcher)
     texts.remember(patcher)
+    residency.watch(patcher)
     patcher.cached_patcher_init = (partial(load_model, dtype=dtype), (str(path),))
     logging.info("Wan: %s loaded as %s", checkpoint.name, checkpoint.family.title)
     return patcher

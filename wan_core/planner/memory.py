@@ -23,12 +23,12 @@ GIB = 2**30
 SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
 FETCHED = 2  # blocks on the GPU at one time: the one that computes and the next
 HALF = 2  # bytes of bfloat16 and float16
-FLOAT = 4  # bytes of a value of decoded tiles
 
 CONTEXT = 0.87 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
-SPARE = 2.5 * GIB  # that ComfyUI leaves free, or in PyTorch's pools, beside the weights that it keeps
 FIXED = 0.2 * GIB  # of a forward, whatever the clip: workspaces, time embedding
-HELD = 5.3  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
+HELD = 4.3  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
+HELD_SPARING = 6.0  # where the feed-forward takes its tokens in parts: most are there in the attention
+ROOM = 2.1  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
 VACE_HELD = 2.0  # more of them for VACE's control stream; counted, not measured
 TEXT_WORKING = 0.3 * GIB  # 512 tokens in UMT5-XXL
 TOKEN_TABLES = ("shared.", "token_embedding.", "token_embd.", "encoder.embed_tokens.")  # looked up in RAM
@@ -117,12 +117,15 @@ class Clip:
 
     def tokens(self, config: TransformerConfig) -> int:
         """Tokens of one forward, those of token groups among them."""
-        frames, rows, columns = self.latent(compression_of(config.out_dim))
-        of_frame = math.ceil(rows / PATCH) * math.ceil(columns / PATCH)
-        extra = 1.0 if config.reference_dim else 0.0
-        if config.audio_dim:  # the reference picture, and 19 motion latents packed into 1.5 frames
-            extra += 2.5
-        return round(of_frame * (frames + extra))
+        return tokens_of(config, *self.latent(compression_of(config.out_dim)))
+
+
+def tokens_of(config: TransformerConfig, frames: int, rows: int, columns: int) -> int:
+    """Tokens of a latent of this size in one forward, those of token groups among them."""
+    extra = 1.0 if config.reference_dim else 0.0
+    if config.audio_dim:  # the reference picture, and 19 motion latents packed into 1.5 frames
+        extra += 2.5
+    return round(math.ceil(rows / PATCH) * math.ceil(columns / PATCH) * (frames + extra))
 
 
 def compression_of(latent_channels: int) -> int:
@@ -141,17 +144,42 @@ class Phase:
     canvas: float = 0.0  # RAM that these are joined in
 
 
-def activations(config: TransformerConfig, clip: Clip) -> float:
-    """Bytes of tokens at the fullest moment of a block."""
-    held = HELD + config.ffn_dim / config.dim + (VACE_HELD if config.vace_dim else 0.0)
-    return FIXED + held * clip.tokens(config) * config.dim * HALF * clip.batch
+def activations(config: TransformerConfig, tokens: int, *, sparing: bool) -> float:
+    """Bytes of a batch's tokens at the fullest moment of a block; sparing: the feed-forward takes them in parts."""
+    held = HELD_SPARING if sparing else HELD + config.ffn_dim / config.dim
+    return FIXED + (held + (VACE_HELD if config.vace_dim else 0.0)) * tokens * config.dim * HALF
+
+
+@dataclass(frozen=True)
+class Residence:
+    """What stays on the GPU while a model samples."""
+
+    weights: float  # bytes
+    working: float  # bytes beside them
+    sparing: bool  # whether activations are to take less, so that more weights stay
+
+
+def residence(config: TransformerConfig, tokens: int, *, size: float, fetched: float, free: float) -> Residence:
+    """How many of `size` bytes of weights stay where `free` bytes are there for them and all that works with them.
+
+    `fetched` bytes are those that are on their way for the blocks that compute and come next.
+    """
+    working = ROOM * activations(config, tokens, sparing=False)
+    if size + working <= free:
+        return Residence(size, working, sparing=False)
+    working = ROOM * activations(config, tokens, sparing=True) + fetched
+    return Residence(min(size, max(0.0, free - working)), working, sparing=True)
 
 
 def sampling(model: Part, clip: Clip) -> Phase:
     """The forwards of one expert, one prompt after the other."""
-    weights = model.weights
-    fetched = FETCHED * weights.fetched + weights.decoded
-    return Phase("sampling", CONTEXT + weights.kept + fetched + activations(model.config, clip), PROCESS + PINNED)
+    tokens = clip.tokens(model.config) * clip.batch
+    needed = CONTEXT + model.weights.kept + _fetched(model.weights) + activations(model.config, tokens, sparing=True)
+    return Phase("sampling", needed, PROCESS + PINNED)
+
+
+def _fetched(weights: Weights) -> float:
+    return FETCHED * weights.fetched + weights.decoded
 
 
 def text_encode(text_encoder: Part) -> Phase:
@@ -184,7 +212,7 @@ def vae(file: Part, clip: Clip, *, encode: bool) -> Iterator[Phase]:
         yield Phase("VAE encode", CONTEXT + weights + working.encode * least, PROCESS + 4 * frames, whole)
     whole = CONTEXT + weights + working.decode * pixels
     needed = CONTEXT + weights + working.decode * least
-    yield Phase("VAE decode", needed, PROCESS + 2 * frames, whole, FLOAT * frames / clip.batch)
+    yield Phase("VAE decode", needed, PROCESS + 2 * frames, whole, HALF * frames / clip.batch)
 
 
 def tile(width: int, height: int, compression: int, room: float) -> tuple[int, int]:
@@ -232,5 +260,7 @@ def transfer(model: Part, clip: Clip, vram: float) -> float:
 
     In the first one all of them go there but those that still lie there.
     """
-    room = vram - sampling(model, clip).vram - SPARE
-    return max(0.0, model.weights.streamed - max(0.0, room))
+    weights, tokens = model.weights, clip.tokens(model.config) * clip.batch
+    free = vram - CONTEXT - weights.kept
+    stay = residence(model.config, tokens, size=weights.streamed, fetched=_fetched(weights), free=free)
+    return weights.streamed - stay.weights

@@ -1,0 +1,139 @@
+"""Which weights stay on a card that cannot hold all of them: decided at once, before a model's first forward.
+
+ComfyUI's Dynamic VRAM brings weights in until the card is full. Whenever a layer or a tensor needs room after that, it
+takes some back, of other models first, and waits for the GPU before and after it (comfy-aimdo 0.4, src/model-vbar.c,
+vbars_free): nothing is hidden behind anything in the first forward of a model. So other models give up at once what
+this one will need, and the model is told where the weights end that stay; those behind come anew for every block.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import comfy.model_management as management
+import torch
+from comfy.patcher_extension import CallbacksMP
+from torch import Tensor, nn
+
+from ...wan_core.planner.memory import FETCHED, residence, tokens_of
+from . import host
+from .pins import size_of
+
+OPTION = "wan_core_sparing"  # in the options of a call: activations are to take little, as weights come and go
+
+_SPARING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models that were settled since they were loaded
+_CLEARED: WeakSet[nn.Module] = WeakSet()  # and those for which everything else had to leave
+
+
+def watch(patcher: Any) -> None:
+    """Has this patcher, and its clones, settle anew whenever ComfyUI has loaded it."""
+    patcher.add_callback_with_key(CallbacksMP.ON_LOAD, OPTION, _forget)
+
+
+def settled(model: Any, options: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """The options of a call on latents x [B, C, F, H, W]; the first since loading gives the weights their places."""
+    patcher = model.current_patcher
+    if patcher is None or x.device.type != "cuda":
+        return options
+    if model not in _SPARING:
+        _SPARING[model] = _settle(patcher, x)
+    return {**options, OPTION: True} if _SPARING[model] else options
+
+
+def cleared(model: Any, error: Exception) -> bool:
+    """After a forward that failed with `error`: whether memory was short and now all that can be made is there.
+
+    Weights then come for each block alone, and PyTorch's memory has no gaps: what failed may be tried once more.
+    """
+    patcher = model.current_patcher
+    if model in _CLEARED or patcher is None or not _is_lack_of_memory(error):
+        return False
+    vbar = _vbar(patcher)
+    if vbar is None:
+        return False
+    prefetch = host.prefetch_module()
+    if prefetch is not None:  # what was on its way to the blocks that did not come to compute
+        getattr(prefetch, "cleanup_prefetch_queues", lambda: None)()
+    torch.cuda.synchronize(patcher.load_device)
+    for other in _others(patcher):
+        other.partially_unload(patcher.load_device, 1e30)
+    vbar.set_watermark(0)
+    management.soft_empty_cache()
+    _SPARING[model] = True
+    _CLEARED.add(model)
+    logging.info("Wan: memory of the GPU ran out; all weights come anew for every block from here on")
+    return True
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Of PyTorch's, or of comfy-aimdo's buffers for weights on their way."""
+    return management.is_oom(error) or str(error).startswith("VRAM grow failed")
+
+
+def _settle(patcher: Any, x: Tensor) -> bool:
+    """Gives the weights their places; returns whether activations are to be sparing."""
+    vbar = _vbar(patcher)
+    if vbar is None:
+        return patcher.loaded_size() < patcher.model_size()
+    network = patcher.model.diffusion_model
+    tokens = len(x) * tokens_of(network.config, *x.shape[2:])
+    fetched = FETCHED * max(size_of(block) for block in network.blocks)
+    free = management.get_free_memory(patcher.load_device) + vbar.loaded_size()
+    free += sum(other.loaded_size() for other in _others(patcher))
+    stay = residence(network.config, tokens, size=vbar.offset, fetched=fetched, free=free)
+    make_room(patcher, stay.weights + stay.working)
+    if stay.weights < vbar.offset:
+        vbar.set_watermark(int(stay.weights))
+    return stay.sparing
+
+
+def make_room(patcher: Any, needed: float) -> None:
+    """Other models give up what is missing to `needed` bytes for this one's weights and whatever works with them."""
+    vbar = _vbar(patcher)
+    own = 0 if vbar is None else vbar.loaded_size()
+    short = needed - own - management.get_free_memory(patcher.load_device)
+    # First those that come back fastest: from a copy in pinned RAM.
+    for other in sorted(_others(patcher), key=lambda other: other.loaded_ram_size() / other.model_size(), reverse=True):
+        if short <= 0:
+            break
+        short -= other.partially_unload(patcher.load_device, int(short))
+
+
+@contextmanager
+def held(patcher: Any, working: float) -> Iterator[None]:
+    """No weight of this model leaves the card within it, where `working` bytes are needed beside them."""
+    vbar = _vbar(patcher)
+    if vbar is None:
+        yield
+        return
+    make_room(patcher, vbar.offset + working)
+    vbar.set_watermark_limit(vbar.offset)
+    try:
+        yield
+    finally:
+        vbar.set_watermark_limit(0)
+
+
+def _forget(patcher: Any, *_unused: Any) -> None:
+    _SPARING.pop(patcher.model, None)
+    _CLEARED.discard(patcher.model)
+
+
+def _vbar(patcher: Any) -> Any:
+    """The address range that Dynamic VRAM keeps a MODEL's weights in; None where it has none."""
+    found = patcher._vbar_get() if patcher.is_dynamic() else None
+    return found if hasattr(found, "set_watermark") else None
+
+
+def _others(patcher: Any) -> list[Any]:
+    """Other models of Dynamic VRAM on the same device; clones of one are one."""
+    found = {
+        id(other.model): other
+        for other in filter(None, management.loaded_models())  # None: one that is gone
+        if other.is_dynamic() and other.load_device == patcher.load_device and other.model is not patcher.model
+    }
+    return list(found.values())

@@ -568,3 +568,10 @@ def _shapes(name):
     from .tiny_models import SHAPES
 
     return json.loads((SHAPES / f"{name}.json").read_text())["shapes"]
+
+
+def test_two_prompts_are_thought_to_fit_where_one_does(t2v):
+    """ComfyUI then computes them as one batch, and a small card fetches every block once for both."""
+    (ours, native), shape = t2v, (16, 21, 60, 104)
+    one, two, four = (ours.model.memory_required([batch, *shape]) for batch in (1, 2, 4))
+    assert one == native.model.memory_required([1, *shape]) == two == four / 2

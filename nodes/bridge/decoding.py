@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import comfy.model_management
 import comfy.sd
+import torch
 from torch import Tensor
 
 from ...wan_core.planner.memory import HALF, LEAST_TILE, OVERLAP, VAE_WORKING, tile
 from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.tiles import Canvas, cut
 from ...wan_core.weights.mapped import check_all
+from .residency import held
 
 SHARE = 0.8  # of the free memory that tiles may take
+POOLS = 1.3  # times what a decode takes: PyTorch's memory has gaps
 SHOWN = 8  # frames that come at a time where tiles were decoded
 
 
@@ -39,8 +43,16 @@ def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
     check_all(getattr(vae.first_stage_model, "files", ()))
     memory = vae.memory_used_decode(latent.shape, vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
-    done, room = 0, _room(vae)
-    if latent.shape[2] == 1 or _working(vae, latent) <= room:  # a picture takes less
+    room, whole = _room(vae), _working(vae, latent)
+    scarce = room < 2 * LEAST_TILE**2 * _of_a_pixel(vae)  # so that weights have to come and go
+    with nullcontext() if scarce else held(vae.patcher, POOLS * min(whole, SHARE * room)):
+        yield from _fitting_chunks(vae, latent, room, whole)
+
+
+def _fitting_chunks(vae: comfy.sd.VAE, latent: Tensor, room: float, whole: float) -> Iterator[Tensor]:
+    """The same, of whole frames where the `whole` bytes that they take fit into `room`."""
+    done = 0
+    if latent.shape[2] == 1 or whole <= room:  # a picture takes less
         try:
             for frames in _decoded(vae, latent):
                 done += frames.shape[0]
@@ -69,30 +81,56 @@ def _in_tiles(vae: comfy.sd.VAE, latent: Tensor, room: float, done: int = 0) -> 
             comfy.model_management.raise_non_oom(error)
             if max(width, height) <= LEAST_TILE:
                 raise
-        room = min(room, VAE_WORKING[scale].decode * width * height * _values(vae)) / 2  # never the same size again
+        room = min(room, width * height * _of_a_pixel(vae)) / 2  # never the same size again
         comfy.model_management.soft_empty_cache()
     for frames in canvas.frames[done:].split(SHOWN):
-        yield frames.to(vae.device)
+        yield frames.to(vae.device, vae.vae_output_dtype())
 
 
 def _canvas(vae: comfy.sd.VAE, latent: Tensor, scale: int, size: tuple[int, int]) -> Canvas:
     """All frames; `size` is rows and columns of a tile."""
     rows, columns = latent.shape[-2:]
     frames = vae.first_stage_model.decode_output_shape(latent.shape)[2]
-    canvas = Canvas(frames, rows * scale, columns * scale, scale, vae.vae_output_dtype())
+    # float16 has eight steps for each of bfloat16's, and for each of a byte's
+    dtype = torch.float32 if vae.vae_dtype.itemsize > HALF else torch.float16
+    canvas = Canvas(frames, rows * scale, columns * scale, scale, dtype)
     for part in cut(rows, columns, size, OVERLAP // scale):
         start = 0
-        for images in _decoded(vae, latent[..., part.rows, part.columns]):
+        for images in _in_ram(_decoded(vae, latent[..., part.rows, part.columns]), dtype):
             canvas.paste(part, start, images)
             start += len(images)
     return canvas
 
 
+def _in_ram(chunks: Iterator[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
+    """The same chunks in RAM, each while the GPU is at the next one already."""
+    before: tuple[Tensor, torch.cuda.Event] | None = None
+    for chunk in chunks:
+        if chunk.device.type != "cuda":
+            yield chunk.to("cpu", dtype)
+            continue
+        copy = torch.empty(chunk.shape, dtype=dtype, pin_memory=True)
+        copy.copy_(chunk.to(dtype), non_blocking=True)
+        now = (copy, torch.cuda.Event())
+        now[1].record()
+        if before:
+            before[1].synchronize()
+            yield before[0]
+        before = now
+    if before:
+        before[1].synchronize()
+        yield before[0]
+
+
 def _working(vae: comfy.sd.VAE, latent: Tensor) -> float:
     """Bytes that whole frames of a clip take, beside the weights."""
-    scale = int(vae.spacial_compression_decode())
     rows, columns = latent.shape[-2:]
-    return VAE_WORKING[scale].decode * rows * columns * scale**2 * _values(vae)
+    return rows * columns * vae.spacial_compression_decode() ** 2 * _of_a_pixel(vae)
+
+
+def _of_a_pixel(vae: comfy.sd.VAE) -> float:
+    """Bytes that one takes."""
+    return VAE_WORKING[int(vae.spacial_compression_decode())].decode * _values(vae)
 
 
 def _values(vae: comfy.sd.VAE) -> float:

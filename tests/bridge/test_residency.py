@@ -121,12 +121,12 @@ def test_weights_that_do_not_fit_end_where_the_room_does(card):
 
 def test_only_what_is_missing_is_taken_from_others(card):
     """First from those with copies in pinned RAM: a text encoder without comes back from its file."""
-    high, texts = card.load(3 * GIB, 3 * GIB), card.load(4 * GIB, 2 * GIB, 0.0)
+    high, texts = card.load(3 * GIB, 3 * GIB), card.load(4 * GIB, GIB, 0.0)
     low = expert(card, GIB)
     assert not call(low)
     assert low.range.watermark == low.range.offset
     working = residence(low.model.diffusion_model.config, TOKENS, size=GIB, fetched=0, free=10 * GIB).working
-    assert high.range.there == pytest.approx(7 * GIB - working, abs=2) and texts.range.there == 2 * GIB
+    assert high.range.there == pytest.approx(8 * GIB - working, abs=2) and texts.range.there == GIB
 
 
 def test_once_for_each_loading(card):

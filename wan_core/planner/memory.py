@@ -28,7 +28,8 @@ CONTEXT = 0.87 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
 FIXED = 0.2 * GIB  # of a forward, whatever the clip: workspaces, time embedding
 HELD = 4.3  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
 HELD_SPARING = 6.0  # where the feed-forward takes its tokens in parts: most are there in the attention
-ROOM = 2.1  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
+ROOM = 3.0  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
+ROOM_SPARING = 2.1  # where weights come and go, which then take what is left
 VACE_HELD = 2.0  # more of them for VACE's control stream; counted, not measured
 TEXT_WORKING = 0.3 * GIB  # 512 tokens in UMT5-XXL
 TOKEN_TABLES = ("shared.", "token_embedding.", "token_embd.", "encoder.embed_tokens.")  # looked up in RAM
@@ -167,7 +168,7 @@ def residence(config: TransformerConfig, tokens: int, *, size: float, fetched: f
     working = ROOM * activations(config, tokens, sparing=False)
     if size + working <= free:
         return Residence(size, working, sparing=False)
-    working = ROOM * activations(config, tokens, sparing=True) + fetched
+    working = ROOM_SPARING * activations(config, tokens, sparing=True) + fetched
     return Residence(min(size, max(0.0, free - working)), working, sparing=True)
 
 

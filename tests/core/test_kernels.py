@@ -17,7 +17,7 @@ if not ON_DEVICE:
 
 else:
     from wancore.wan_core import kernels
-    from wancore.wan_core.kernels import channels, convolution, eager, fused, ggml, rows8, trial
+    from wancore.wan_core.kernels import channels, convolution, eager, fused, ggml, rows8, taps, trial
     from wancore.wan_core.kernels.rows8 import Form, Rows8
     from wancore.wan_core.ops import TorchOps
     from wancore.wan_core.rope import grid_axes, grid_rotation
@@ -258,6 +258,25 @@ else:
             monkeypatch.setattr(convolutions, "_has_kernel", lambda *_: False)
             reference = convolutions.enlarging_conv(conv, clip, TorchOps, spread)
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+    def test_turned_weights_equal_a_copy(dtype: torch.dtype) -> None:
+        weight = random(3, 160, 3, 3, 3, dtype=dtype)
+        for part in (weight, weight[:, :, -1:], weight.contiguous(memory_format=torch.channels_last_3d)):
+            assert torch.equal(taps.turned(part), part.movedim(1, -1).reshape(3, -1))
+
+    @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+    def test_weights_of_an_enlarged_image_equal_rounded_sums(dtype: torch.dtype) -> None:
+        weight = random(3, 160, 3, 3, dtype=dtype)
+        first, middle, last = weight.float().unbind(2)  # rows, which are added first
+        for phase, matrix in enumerate(taps.enlarging(weight).view(4, 3, 4, 160).unbind()):
+            rows = (first + middle, last) if phase // 2 else (first, middle + last)
+            left, centre, right = torch.stack(rows, 2).unbind(3)  # [3, 160, 2]
+            columns = (left + centre, right) if phase % 2 else (left, centre + right)
+            expected = torch.stack(columns, 3).flatten(2).transpose(1, 2).to(dtype)
+            close(matrix, expected)
+            if DEVICE == "cuda" or dtype is not torch.bfloat16:  # which the interpreter cuts off
+                assert torch.equal(matrix, expected)
 
     def test_convolutions_that_stay_with_pytorch() -> None:
         layers = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32)

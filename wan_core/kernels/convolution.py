@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import taps
 from .fused import INTERPRETED
 from .trial import works
 
@@ -148,9 +149,8 @@ def convolve(
     Returns [B, C', F, H, W], channels last, with `addend` of the same shape and layout added before it is rounded;
     in `out` where it is given. Both may be frames of longer clips.
     """
-    matrix = weight.movedim(1, -1).reshape(len(weight), -1)
     shape = Shape(len(weight), weight.shape[2], side=3, scale=1)
-    return _run(x, matrix, bias, shape, addend=addend, out=out, chosen=chosen)
+    return _run(x, taps.turned(weight), bias, shape, addend=addend, out=out, chosen=chosen)
 
 
 def enlarge(
@@ -159,19 +159,10 @@ def enlarge(
     """Doubles rows and columns, each pixel to a square, then convolves with a kernel [C', C, 3, 3]; adds `spread`.
 
     x [B, F, H + 2, W + 2, C] with a border of zeros -> [B, C', F, 2 H, 2 W], channels last. The enlarged clip is never
-    made: of the nine taps of an output pixel those that fall on the same input pixel are one, whose weight is their
-    sum, so that each of the four kinds of output pixel has a kernel of 2 x 2.
+    made: each of the four kinds of output pixel has a kernel of 2 x 2 over the input.
     """
-    wide = weight.movedim(1, -1).float()  # [C', 3, 3, C]
-    phases = [_merged(_merged(wide, 1, down), 2, right) for down in (0, 1) for right in (0, 1)]
-    matrix = torch.cat([phase.flatten(1) for phase in phases]).to(weight.dtype)
-    return _run(x, matrix, bias, Shape(len(weight), 1, side=2, scale=2), spread=spread, chosen=chosen)
-
-
-def _merged(weight: Tensor, axis: int, phase: int) -> Tensor:
-    """The three taps of an axis as the two input pixels that they meet from an output pixel of this phase."""
-    first, middle, last = weight.split(1, dim=axis)
-    return torch.cat((first + middle, last) if phase else (first, middle + last), dim=axis)
+    shape = Shape(len(weight), 1, side=2, scale=2)
+    return _run(x, taps.enlarging(weight), bias, shape, spread=spread, chosen=chosen)
 
 
 class Shape(NamedTuple):

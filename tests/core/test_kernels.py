@@ -205,6 +205,12 @@ else:
         assert not channels.accepts(x.contiguous(), norm.gamma)
         assert not channels.accepts(x.detach().requires_grad_(), norm.gamma)
 
+    @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+    def test_frames_within_a_border(dtype: torch.dtype) -> None:
+        clip = random(2, 20, 3, 5, 7, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+        expected = torch.nn.functional.pad(clip, (1, 1, 1, 1)).movedim(1, -1)
+        assert torch.equal(channels.bordered(clip), expected)
+
     @pytest.mark.parametrize(("outputs", "many", "calls"), [(40, 10**9, 3), (3, 10**9, 3), (32, 100, 5)])
     def test_causal_convolution_in_chunks(outputs: int, many: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
         layers = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32)

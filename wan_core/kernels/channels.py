@@ -36,9 +36,12 @@ def accepts(x: Tensor, gamma: Tensor) -> bool:
 @triton.jit
 def _norm_silu_kernel(
     x, gamma, out, positions, height, width, channels, root, least,
-    BORDER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    NORM: tl.constexpr, BORDER: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ROWS positions: their channels to length `root`, times gamma, and SiLU of that; zero at the border."""
+    """ROWS positions: their channels to length `root`, times gamma, and SiLU of that; zero at the border.
+
+    Without NORM as they are: a border is all that they get.
+    """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     within = (rows[:, None] < positions) & (columns[None, :] < channels)
@@ -51,10 +54,12 @@ def _norm_silu_kernel(
         inside = within & is_pixel[:, None]
         source = ((frame * height + row) * width + pixel)[:, None] * channels + columns[None, :]
     value = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
-    length = tl.sqrt(tl.sum(value * value, axis=1))
-    gain = tl.load(gamma + columns, mask=columns < channels, other=0.0).to(tl.float32)
-    result = value * (root / tl.maximum(length, least))[:, None] * gain[None, :]
-    tl.store(out + place, (result * tl.sigmoid(result)).to(out.dtype.element_ty), mask=within)
+    if NORM:
+        length = tl.sqrt(tl.sum(value * value, axis=1))
+        gain = tl.load(gamma + columns, mask=columns < channels, other=0.0).to(tl.float32)
+        value = value * (root / tl.maximum(length, least))[:, None] * gain[None, :]
+        value = value * tl.sigmoid(value)
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=within)
 
 
 def norm_silu(x: Tensor, gamma: Tensor, past: Tensor | None, *, least: float) -> Tensor:
@@ -97,12 +102,20 @@ def bordered_norm_silu(x: Tensor, gamma: Tensor, past: Tensor | None, missing: i
     return out
 
 
-def _run(x: Tensor, gamma: Tensor, out: Tensor, *, border: int, least: float) -> None:
-    """x [C, F, H, W] with channels last -> out, whose frames have `border` zeros on each side."""
+def bordered(x: Tensor) -> Tensor:
+    """x [B, C, F, H, W] with channels last -> [B, F, H + 2, W + 2, C] within a border of zeros."""
+    batch, channels, frames, height, width = x.shape
+    out = torch.empty((batch, frames, height + 2, width + 2, channels), dtype=x.dtype, device=x.device)
+    _run(_as_one(x), None, out, border=1)
+    return out
+
+
+def _run(x: Tensor, gamma: Tensor | None, out: Tensor, *, border: int, least: float = 0.0) -> None:
+    """x [C, F, H, W] with channels last -> out, whose frames have `border` zeros on each side; no gamma: only that."""
     channels, frames, height, width = x.shape
     positions, block = frames * (height + 2 * border) * (width + 2 * border), triton.next_power_of_2(channels)
     rows = max(ELEMENTS // block, 1)
     _norm_silu_kernel[(triton.cdiv(positions, rows),)](
-        x, gamma.reshape(-1), out, positions, height, width, channels, channels**0.5, least,
-        BORDER=border, ROWS=rows, BLOCK=block, num_warps=8,
+        x, None if gamma is None else gamma.reshape(-1), out, positions, height, width, channels, channels**0.5, least,
+        NORM=gamma is not None, BORDER=border, ROWS=rows, BLOCK=block, num_warps=8,
     )  # fmt: skip

@@ -16,9 +16,9 @@ from .frames import FrameCache, clip_of, frames_like, has_channels_last, images_
 from .norms import ChannelNorm
 
 try:
-    from ..kernels import convolution
+    from ..kernels import channels, convolution
 except ImportError:  # no Triton
-    convolution = None
+    channels = convolution = None
 
 MANY = 2_000_000  # positions of normed frames; so many are made and convolved in halves, which takes less memory
 ONEDNN_SIZE = 20480  # batch * channels * frames * rows over which PyTorch's Conv3d uses oneDNN (ATen, Convolution.cpp)
@@ -93,7 +93,7 @@ def enlarging_conv(conv: nn.Module, x: Tensor, ops: type[Ops], shortcut: Shortcu
     if x.shape[2] and has_channels_last(x) and _has_kernel(conv, x) and (not shortcut or has_channels_last(shortcut.x)):
         spread = shortcut.for_kernel() if shortcut else None
         with ops.weights(conv, x) as (weight, bias):
-            return convolution.enlarge(_bordered(x), weight, bias, spread)  # pyright: ignore[reportOptionalMemberAccess]
+            return convolution.enlarge(channels.bordered(x), weight, bias, spread)  # pyright: ignore[reportOptionalMemberAccess]
     images = functional.interpolate(images_of(x), scale_factor=2, mode="nearest-exact")
     y = laid_out(clip_of(conv(images), x.shape[0]))
     return y + shortcut.made() if shortcut else y
@@ -151,12 +151,4 @@ def _in_one_kernel(
             more = None if addend is None else addend[:, :, part]
             convolution.convolve(seen, taps, bias, more, out=out[:, :, part])  # pyright: ignore[reportOptionalMemberAccess]
             del past, seen  # before the next half makes its own
-    return out
-
-
-def _bordered(x: Tensor) -> Tensor:
-    """[B, C, F, H, W] -> [B, F, H + 2, W + 2, C] within a border of zeros."""
-    batch, channels, frames, height, width = x.shape
-    out = x.new_zeros((batch, frames, height + 2, width + 2, channels))
-    out[:, :, 1:-1, 1:-1] = x.movedim(1, -1)
     return out

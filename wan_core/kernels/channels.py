@@ -42,17 +42,17 @@ def _norm_silu_kernel(
 
     Without NORM as they are: a border is all that they get.
     """
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # 32 bits: divisions of 64 take longer than all the rest
     columns = tl.arange(0, BLOCK)
     within = (rows[:, None] < positions) & (columns[None, :] < channels)
-    place = rows[:, None] * channels + columns[None, :]
+    place = rows.to(tl.int64)[:, None] * channels + columns[None, :]
     source, inside = place, within
     if BORDER:
         pitch, plane = width + 2 * BORDER, (height + 2 * BORDER) * (width + 2 * BORDER)
         frame, row, pixel = rows // plane, rows % plane // pitch - BORDER, rows % pitch - BORDER
         is_pixel = (row >= 0) & (row < height) & (pixel >= 0) & (pixel < width)
         inside = within & is_pixel[:, None]
-        source = ((frame * height + row) * width + pixel)[:, None] * channels + columns[None, :]
+        source = ((frame * height + row) * width + pixel).to(tl.int64)[:, None] * channels + columns[None, :]
     value = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         length = tl.sqrt(tl.sum(value * value, axis=1))

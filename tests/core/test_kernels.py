@@ -250,6 +250,17 @@ else:
         monkeypatch.setattr(convolutions, "_has_kernel", lambda *_: False)
         torch.testing.assert_close(ours, whole(), rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.parametrize("farthest", [convolution.FARTHEST, 0])
+    @pytest.mark.parametrize("past", [slice(0, 2), slice(5, 7), slice(1, 2), slice(0, 0)], ids=str)
+    def test_frames_before_lie_anywhere(past: slice, farthest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(convolution, "FARTHEST", farthest)
+        frames, weight = random(1, 7, 6, 8, 32), random(16, 32, 3, 3, 3)
+        new, before = frames[:, 2:5], frames[:, past]
+        missing = frames.new_zeros(1, 2 - before.shape[1], 6, 8, 32)
+        joined = convolution.convolve(torch.cat((missing, before, new), dim=1), weight, None)[:, :, 2:]
+        apart = convolution.convolve(new, weight, None, past=before if before.shape[1] else None)
+        assert torch.equal(joined, apart)
+
     @pytest.mark.parametrize("shortcut", [None, (32, 2, True), (48, 2, False), (24, 1, False)], ids=str)
     def test_enlarging_convolution(shortcut: tuple[int, int, bool] | None, monkeypatch: pytest.MonkeyPatch) -> None:
         conv = causal.Layers(TorchOps, torch.device(DEVICE), torch.float32).conv2d(32, 24, 3, padding=1)

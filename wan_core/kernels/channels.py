@@ -84,21 +84,15 @@ def _as_one(x: Tensor) -> Tensor:
     return x.transpose(0, 1).view(x.shape[1], -1, *x.shape[3:])
 
 
-def bordered_norm_silu(x: Tensor, gamma: Tensor, past: Tensor | None, missing: int, *, least: float) -> Tensor:
+def bordered_norm_silu(x: Tensor, gamma: Tensor, *, least: float) -> Tensor:
     """As `norm_silu`, with a border of zeros around each frame and the channels as last axis.
 
-    x [B, C, F, H, W], past [B, P, H + 2, W + 2, C] -> [B, missing + P + F, H + 2, W + 2, C]; the missing frames, before
-    all others, are zero.
+    x [B, C, F, H, W] -> [B, F, H + 2, W + 2, C].
     """
     batch, channels, frames, height, width = x.shape
-    before = missing + (0 if past is None else past.shape[1])
-    shape = (batch, before + frames, height + 2, width + 2, channels)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device)
-    out[:, :missing] = 0
-    if past is not None:
-        out[:, missing:before] = past
+    out = torch.empty((batch, frames, height + 2, width + 2, channels), dtype=x.dtype, device=x.device)
     for sample in range(batch):
-        _run(x[sample], gamma, out[sample, before:], border=1, least=least)
+        _run(x[sample], gamma, out[sample], border=1, least=least)
     return out
 
 

@@ -1,9 +1,9 @@
 """Causal convolutions over clips with channels last, as one product of matrices each (Triton, NVIDIA's bulk copies).
 
-The frames of a clip, each with a border of zeros, follow one another in memory: position q of [F, H + 2, W + 2]. Then
-what a tap of the kernel sees for BLOCK positions in a row is BLOCK rows of the same matrix [positions, channels],
-shifted, and a convolution is a sum of matrix products without any index arithmetic. Bias and addend join in the
-registers. Results at the border are computed and not stored.
+Each frame of a clip has a border of zeros: position q of [H + 2, W + 2]. Then what a tap of the kernel sees for BLOCK
+positions in a row is BLOCK rows of the same matrix [positions, channels], shifted, of this frame or of one before it,
+and a convolution is a sum of matrix products without any index arithmetic. Bias and addend join in the registers.
+Results at the border are computed and not stored.
 Parity with PyTorch's convolutions: tests/core/test_kernels.py, on CPU through Triton's interpreter.
 """
 
@@ -30,6 +30,7 @@ BORDER = 1  # zeros on each side of a frame
 CHANNELS = 32  # input channels come in multiples of this
 HEAD = 16  # output channels of a narrow tile
 WIDTHS = (96, 192, 256, 384, 512, 1024)  # wider outputs for which it was measured to be faster than cuDNN
+FARTHEST = 2**40  # bytes; from there on two tensors are too far apart to be read as one
 
 
 class Tile(NamedTuple):
@@ -88,20 +89,23 @@ def _is_fast(x: Tensor, outputs: int) -> bool:
     )
 
 
-@triton.jit(do_not_specialize=["frames", "height", "width", "spread_times", "spread_repeats", "spread_skip"])
+@triton.jit(do_not_specialize=["new", "history", "height", "width", "spread_times", "spread_repeats", "spread_skip"])
 def _convolve_kernel(
-    x, weight, bias, addend, spread, out, frames, height, width, outputs,
+    x, weight, bias, addend, spread, out, new, history, height, width, outputs,
     spread_times, spread_repeats, spread_skip, spread_channels,
     CHANNELS: tl.constexpr, TIMES: tl.constexpr, SIDE: tl.constexpr, SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr, HAS_SPREAD: tl.constexpr,
     POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """POSITIONS x OUTPUTS of one phase: the sum of x[q + shift(tap)] @ weight[tap], STEP channels at a time."""
+    """POSITIONS x OUTPUTS of one frame and phase: the sum of x[q + shift(tap)] @ weight[tap], STEP channels at a time.
+
+    x is what `_Clip` describes; frames before both of its parts, and positions outside of a frame, read as zero.
+    """
     blocks = tl.cdiv(outputs, OUTPUTS)
     tile, phase = tl.program_id(0), tl.program_id(1)
-    start, column = tile // blocks * POSITIONS, tile % blocks * OUTPUTS
     pitch = width + 2
-    plane = (height + 2) * pitch
+    tiles = tl.cdiv((height + 2) * pitch, POSITIONS)  # of a frame
+    frame, start, column = tile // blocks // tiles, tile // blocks % tiles * POSITIONS, tile % blocks * OUTPUTS
     down, right = phase // 2 - 1, phase % 2 - 1  # of the first tap from the position itself
     total = tl.zeros((POSITIONS, OUTPUTS), dtype=tl.float32)
     steps: tl.constexpr = CHANNELS // STEP
@@ -109,14 +113,15 @@ def _convolve_kernel(
         tap = step // steps
         across = tap % SIDE
         rest = tap // SIDE
-        shift = rest // SIDE * plane + (rest % SIDE + down) * pitch + across + right
-        seen = x.load([start + shift, step % steps * STEP])
+        shift = (rest % SIDE + down) * pitch + across + right
+        at = frame + rest // SIDE - (TIMES - 1)
+        is_past = (at < 0).to(tl.int32)
+        seen = x.load([new ^ is_past, at + is_past * history, start + shift, step % steps * STEP])
         part = weight.load([phase * outputs + column, step * STEP])
-        total = tl.dot(seen, part.T, total)
+        total = tl.dot(seen.reshape(POSITIONS, STEP), part.T, total)
     position = start + tl.arange(0, POSITIONS)
-    frame, place = position // plane, position % plane
-    row, pixel = place // pitch - 1, place % pitch - 1
-    inside = (frame < frames) & (row >= 0) & (row < height) & (pixel >= 0) & (pixel < width)
+    row, pixel = position // pitch - 1, position % pitch - 1
+    inside = (row >= 0) & (row < height) & (pixel >= 0) & (pixel < width)
     columns = column + tl.arange(0, OUTPUTS)
     mask = inside[:, None] & (columns < outputs)[None, :]
     if HAS_BIAS:
@@ -125,7 +130,7 @@ def _convolve_kernel(
         later = frame + spread_skip
         source = (later // spread_times * height + row).to(tl.int64) * width + pixel
         kind = later % spread_times * (SCALE * SCALE) + phase
-        channel = (columns[None, :] * (spread_times * SCALE * SCALE) + kind[:, None]) // spread_repeats
+        channel = (columns[None, :] * (spread_times * SCALE * SCALE) + kind) // spread_repeats
         total += tl.load(spread + source[:, None] * spread_channels + channel, mask=mask, other=0.0).to(tl.float32)
     row, pixel = row * SCALE + phase // 2, pixel * SCALE + phase % 2
     target = (frame.to(tl.int64) * (height * SCALE) + row) * (width * SCALE) + pixel
@@ -141,16 +146,18 @@ def convolve(
     bias: Tensor | None,
     addend: Tensor | None = None,
     *,
+    past: Tensor | None = None,
     out: Tensor | None = None,
     chosen: Tile | None = None,
 ) -> Tensor:
-    """A kernel [C', C, T, 3, 3] over x [B, F + T - 1, H + 2, W + 2, C], whose border is zero.
+    """A kernel [C', C, T, 3, 3] over x [B, F, H + 2, W + 2, C], whose border is zero.
 
+    A frame sees itself and the T - 1 before it: of x, then of `past` [B, P, H + 2, W + 2, C], then zeros.
     Returns [B, C', F, H, W], channels last, with `addend` of the same shape and layout added before it is rounded;
     in `out` where it is given. Both may be frames of longer clips.
     """
     shape = Shape(len(weight), weight.shape[2], side=3, scale=1)
-    return _run(x, taps.turned(weight), bias, shape, addend=addend, out=out, chosen=chosen)
+    return _run(x, taps.turned(weight), bias, shape, past=past, addend=addend, out=out, chosen=chosen)
 
 
 def enlarge(
@@ -174,28 +181,57 @@ class Shape(NamedTuple):
     scale: int
 
 
+class _Clip(NamedTuple):
+    """The frames of a clip that lie in two places, as one tensor [2 places, frames, positions, C], and how to read it.
+
+    The one place is as far from the other as their addresses are, so nothing has to be copied to join them.
+    """
+
+    tensor: TensorDescriptor
+    new: int  # the place of the new frames
+    history: int  # how many there are in the other
+
+
+def _clip(new: Tensor, past: Tensor | None, best: Tile) -> _Clip:
+    """New frames [F, H + 2, W + 2, C] after past ones [P, H + 2, W + 2, C]."""
+    frames, positions, channels = len(new), new[0, :, :, 0].numel(), new.shape[-1]
+    steps, block = [positions * channels, channels, 1], [1, 1, best.positions, best.channels]
+    if past is None:
+        return _Clip(TensorDescriptor(new, [1, frames, positions, channels], [new.numel(), *steps], block), 0, 0)
+    history, distance = len(past), new.data_ptr() - past.data_ptr()
+    if abs(distance) >= FARTHEST:
+        joined = torch.cat((past, new))
+        past, new = joined[:history], joined[history:]
+        distance = new.data_ptr() - past.data_ptr()
+    first, is_later = (past, 1) if distance > 0 else (new, 0)
+    shape = [2, max(frames, history), positions, channels]
+    strides = [abs(distance) // new.element_size(), *steps]
+    return _Clip(TensorDescriptor(first, shape, strides, block), is_later, history)
+
+
 def _run(
     x: Tensor, matrix: Tensor, bias: Tensor | None, shape: Shape,
-    *, addend: Tensor | None = None, spread: Spread | None = None, out: Tensor | None = None, chosen: Tile | None,
+    *, past: Tensor | None = None, addend: Tensor | None = None, spread: Spread | None = None,
+    out: Tensor | None = None, chosen: Tile | None,
 ) -> Tensor:  # fmt: skip
     """matrix [scale^2 * C', times * side^2 * C]: the kernel as it meets the positions."""
-    batch, seen, height, width, channels = x.shape
+    batch, frames, height, width, channels = x.shape
     outputs, times, side, scale = shape
-    frames, height, width = seen - times + 1, height - 2 * BORDER, width - 2 * BORDER
     best = chosen or tile(channels, outputs)
+    tiles = frames * triton.cdiv(height * width, best.positions)
+    height, width = height - 2 * BORDER, width - 2 * BORDER
     size = (batch, outputs, frames, height * scale, width * scale)
     if out is None:
         out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-    positions = frames * x[0, 0, :, :, 0].numel()
-    grid = (triton.cdiv(positions, best.positions) * triton.cdiv(outputs, best.outputs), scale * scale)
+    grid = (tiles * triton.cdiv(outputs, best.outputs), scale * scale)
     weights = TensorDescriptor.from_tensor(matrix, [best.outputs, best.channels])
     shortcut = None if spread is None else spread.x
     for sample in range(batch):
-        rows = TensorDescriptor.from_tensor(x[sample].flatten(0, 2), [best.positions, best.channels])
+        clip = _clip(x[sample], None if past is None else past[sample], best)
         _convolve_kernel[grid](
-            rows, weights, bias, None if addend is None else addend[sample],
+            clip.tensor, weights, bias, None if addend is None else addend[sample],
             None if shortcut is None else shortcut[sample], out[sample],
-            frames, height, width, outputs,
+            clip.new, clip.history, height, width, outputs,
             *(spread[1:] if spread else (1, 1, 0)), 0 if shortcut is None else shortcut.shape[1],
             CHANNELS=channels, TIMES=times, SIDE=side, SCALE=scale,
             HAS_BIAS=bias is not None, HAS_ADDEND=addend is not None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -145,10 +146,12 @@ def _in_one_kernel(
         taps = weight[:, :, -1:] if alone else weight
         for start in range(0, frames, size):
             past, part = cache.get(conv), slice(start, start + size)
-            missing = 0 if alone else history - (0 if past is None else past.shape[1])
-            seen = norm.bordered_silu(x[:, :, part], past, missing)
-            cache.keep(conv, seen[:, -history:])
+            seen = norm.bordered_silu(x[:, :, part])
             more = None if addend is None else addend[:, :, part]
-            convolution.convolve(seen, taps, bias, more, out=out[:, :, part])  # pyright: ignore[reportOptionalMemberAccess]
+            convolution.convolve(seen, taps, bias, more, past=past, out=out[:, :, part])  # pyright: ignore[reportOptionalMemberAccess]
+            lacking = history - seen.shape[1]
+            if past is not None and lacking > 0:
+                seen = torch.cat((past[:, -lacking:], seen), dim=1)
+            cache.keep(conv, seen[:, -history:])
             del past, seen  # before the next half makes its own
     return out

@@ -45,10 +45,9 @@ class ChannelNorm(nn.Module):
         """True where x is normalised and put through SiLU by one kernel."""
         return channels is not None and channels.accepts(x, self.gamma)
 
-    def bordered_silu(self, x: Tensor, past: Tensor | None, missing: int) -> Tensor:
-        """As `silu`, for kernels/convolution.py: [B, missing + P + F, H + 2, W + 2, C] within a border of zeros.
+    def bordered_silu(self, x: Tensor) -> Tensor:
+        """As `silu`, for kernels/convolution.py: [B, F, H + 2, W + 2, C] within a border of zeros.
 
-        `past` is in that form, too; the first `missing` frames are zero. Only where `is_fused` says so.
+        Only where `is_fused` says so.
         """
-        gamma = self.gamma.to(x)
-        return channels.bordered_norm_silu(x, gamma, past, missing, least=LEAST_LENGTH)  # pyright: ignore[reportOptionalMemberAccess]
+        return channels.bordered_norm_silu(x, self.gamma.to(x), least=LEAST_LENGTH)  # pyright: ignore[reportOptionalMemberAccess]

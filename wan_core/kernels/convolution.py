@@ -89,10 +89,10 @@ def _is_fast(x: Tensor, outputs: int) -> bool:
     )
 
 
-@triton.jit(do_not_specialize=["new", "history", "height", "width", "spread_times", "spread_repeats", "spread_skip"])
+@triton.jit(do_not_specialize=["new", "history", "height", "width", "spread_skip"])
 def _convolve_kernel(
     x, weight, bias, addend, spread, out, new, history, height, width, outputs,
-    spread_times, spread_repeats, spread_skip, spread_channels,
+    spread_skip, spread_channels, SPREAD_TIMES: tl.constexpr, SPREAD_REPEATS: tl.constexpr,
     CHANNELS: tl.constexpr, TIMES: tl.constexpr, SIDE: tl.constexpr, SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_ADDEND: tl.constexpr, HAS_SPREAD: tl.constexpr,
     POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr,
@@ -128,9 +128,9 @@ def _convolve_kernel(
         total += tl.load(bias + columns, mask=columns < outputs, other=0.0).to(tl.float32)[None, :]
     if HAS_SPREAD:
         later = frame + spread_skip
-        source = (later // spread_times * height + row).to(tl.int64) * width + pixel
-        kind = later % spread_times * (SCALE * SCALE) + phase
-        channel = (columns[None, :] * (spread_times * SCALE * SCALE) + kind) // spread_repeats
+        source = (later // SPREAD_TIMES * height + row).to(tl.int64) * width + pixel
+        kind = later % SPREAD_TIMES * (SCALE * SCALE) + phase
+        channel = (columns[None, :] * (SPREAD_TIMES * SCALE * SCALE) + kind) // SPREAD_REPEATS
         total += tl.load(spread + source[:, None] * spread_channels + channel, mask=mask, other=0.0).to(tl.float32)
     row, pixel = row * SCALE + phase // 2, pixel * SCALE + phase % 2
     target = (frame.to(tl.int64) * (height * SCALE) + row) * (width * SCALE) + pixel
@@ -232,7 +232,8 @@ def _run(
             clip.tensor, weights, bias, None if addend is None else addend[sample],
             None if shortcut is None else shortcut[sample], out[sample],
             clip.new, clip.history, height, width, outputs,
-            *(spread[1:] if spread else (1, 1, 0)), 0 if shortcut is None else shortcut.shape[1],
+            spread.skip if spread else 0, 0 if shortcut is None else shortcut.shape[1],
+            SPREAD_TIMES=spread.times if spread else 1, SPREAD_REPEATS=spread.repeats if spread else 1,
             CHANNELS=channels, TIMES=times, SIDE=side, SCALE=scale,
             HAS_BIAS=bias is not None, HAS_ADDEND=addend is not None,
             HAS_SPREAD=shortcut is not None,

@@ -91,10 +91,12 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
         """x [B, C, F, H, W] -> [B, C', F, H, W]."""
         first, second = self.residual["2"], self.residual["6"]
+        y = causal_conv(first, x, cache, self.ops, norm=self.residual["0"])  # pyright: ignore[reportArgumentType]
+        # not before it, which takes the most memory
         beside = x if isinstance(self.shortcut, nn.Identity) else convolve(self.shortcut, x, self.ops)
         return causal_conv(
             second,
-            causal_conv(first, x, cache, self.ops, norm=self.residual["0"]),  # pyright: ignore[reportArgumentType]
+            y,
             cache,
             self.ops,
             norm=self.residual["3"],  # pyright: ignore[reportArgumentType]

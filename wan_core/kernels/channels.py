@@ -16,7 +16,7 @@ from torch import Tensor
 from .fused import FLOATS, INTERPRETED
 from .trial import works
 
-ELEMENTS = 8192  # values of one program
+ELEMENTS, WARPS = 8192, 8  # values of one program, and what computes them
 
 
 def accepts(x: Tensor, gamma: Tensor) -> bool:
@@ -42,17 +42,21 @@ def _norm_silu_kernel(
 
     Without NORM as they are: a border is all that they get.
     """
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # 32 bits: divisions of 64 take longer than all the rest
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     within = (rows[:, None] < positions) & (columns[None, :] < channels)
     place = rows.to(tl.int64)[:, None] * channels + columns[None, :]
     source, inside = place, within
     if BORDER:
         pitch, plane = width + 2 * BORDER, (height + 2 * BORDER) * (width + 2 * BORDER)
-        frame, row, pixel = rows // plane, rows % plane // pitch - BORDER, rows % pitch - BORDER
+        start = tl.program_id(0) * ROWS
+        pixel = start % pitch + tl.arange(0, ROWS)
+        is_next = pixel >= pitch  # in the next line: a program sees two; what follows a frame's last is border, too
+        row = start % plane // pitch + is_next.to(tl.int32) - BORDER
+        pixel = tl.where(is_next, pixel - pitch, pixel) - BORDER
         is_pixel = (row >= 0) & (row < height) & (pixel >= 0) & (pixel < width)
         inside = within & is_pixel[:, None]
-        source = ((frame * height + row) * width + pixel).to(tl.int64)[:, None] * channels + columns[None, :]
+        source = ((start // plane * height + row) * width + pixel).to(tl.int64)[:, None] * channels + columns[None, :]
     value = tl.load(x + source, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         length = tl.sqrt(tl.sum(value * value, axis=1))
@@ -109,7 +113,9 @@ def _run(x: Tensor, gamma: Tensor | None, out: Tensor, *, border: int, least: fl
     channels, frames, height, width = x.shape
     positions, block = frames * (height + 2 * border) * (width + 2 * border), triton.next_power_of_2(channels)
     rows = max(ELEMENTS // block, 1)
+    if border:  # no program sees more than the end of a line and the start of the next
+        rows = min(rows, 1 << (width + 2 * border).bit_length() - 1)
     _norm_silu_kernel[(triton.cdiv(positions, rows),)](
         x, None if gamma is None else gamma.reshape(-1), out, positions, height, width, channels, channels**0.5, least,
-        NORM=gamma is not None, BORDER=border, ROWS=rows, BLOCK=block, num_warps=8,
+        NORM=gamma is not None, BORDER=border, ROWS=rows, BLOCK=block, num_warps=WARPS,
     )  # fmt: skip

@@ -77,7 +77,8 @@ class SelfAttention(Attention):
         for hook in hooks.self_attention:
             out = hook(out, q, k)
         del q, k  # the projection needs their memory
-        return self.o(kernels.formed(out, self.form(stream, self.o)))
+        out = kernels.formed(out, self.form(stream, self.o))
+        return self.o(out)
 
     def _turned(self, x: Tensor, norm: nn.Module, stream: Stream) -> Tensor:
         """[B, L, D] -> [B, L, H, d]"""
@@ -118,7 +119,9 @@ class CrossAttention(Attention):
         for context in stream.extra_contexts:
             k = self.normed(self.k_img(context), self.norm_k_img, stream)
             out = out + attend(q, k, self.v_img(context), self.heads)
-        return self.o(kernels.formed(out, self.form(stream, self.o)))
+        del q  # the projection needs its memory
+        out = kernels.formed(out, self.form(stream, self.o))
+        return self.o(out)
 
     def _keys_and_values(self, text: Tensor, stream: Stream, hooks: Hooks) -> tuple[Tensor, Tensor]:
         """Of an embedded text [B, n, D]; computed once in a run that remembers them."""

@@ -70,9 +70,9 @@ class WanModel(comfy.model_base.WAN21):
         try:
             return call(transformer_options=options)
         except Exception as error:
-            if not residency.cleared(self, error):
+            if not residency.may_clear(self, error):
                 raise
-        return call(transformer_options={**options, residency.OPTION: True})  # the failed call's tensors are gone here
+        return call(transformer_options=residency.clear(self, options))  # behind it: the failed call's tensors are gone
 
     def memory_required(self, input_shape: Sequence[int], *args: Any, **kwargs: Any) -> float:
         """Bytes for a batch of latents of this shape; where it fits, ComfyUI computes both prompts as one batch.

@@ -19,7 +19,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from ...wan_core.planner.memory import FETCHED, residence, tokens_of
+from ...wan_core.planner.memory import residence, tokens_of
 from . import host
 from .pins import size_of
 
@@ -44,34 +44,32 @@ def settled(model: Any, options: dict[str, Any], x: Tensor) -> dict[str, Any]:
     return {**options, OPTION: True} if _SPARING[model] else options
 
 
-def cleared(model: Any, error: Exception) -> bool:
-    """After a forward that failed with `error`: whether memory was short and now all that can be made is there.
+def may_clear(model: Any, error: Exception) -> bool:
+    """Whether memory was short in a forward that failed with `error`, and more of it can be made free."""
+    patcher = model.current_patcher
+    if model in _CLEARED or patcher is None or _vbar(patcher) is None:
+        return False
+    return management.is_oom(error) or str(error).startswith("VRAM grow failed")  # of comfy-aimdo's buffers
 
-    Weights then come for each block alone, and PyTorch's memory has no gaps: what failed may be tried once more.
+
+def clear(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a second try, for which other models leave the card and weights come for each block alone.
+
+    Not before the tensors of the first one are gone: PyTorch's memory then has no gaps.
     """
     patcher = model.current_patcher
-    if model in _CLEARED or patcher is None or not _is_lack_of_memory(error):
-        return False
-    vbar = _vbar(patcher)
-    if vbar is None:
-        return False
     prefetch = host.prefetch_module()
     if prefetch is not None:  # what was on its way to the blocks that did not come to compute
         getattr(prefetch, "cleanup_prefetch_queues", lambda: None)()
     torch.cuda.synchronize(patcher.load_device)
     for other in _others(patcher):
         other.partially_unload(patcher.load_device, 1e30)
-    vbar.set_watermark(0)
+    _vbar(patcher).set_watermark(0)
     management.soft_empty_cache()
     _SPARING[model] = True
     _CLEARED.add(model)
     logging.info("Wan: memory of the GPU ran out; all weights come anew for every block from here on")
-    return True
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Of PyTorch's, or of comfy-aimdo's buffers for weights on their way."""
-    return management.is_oom(error) or str(error).startswith("VRAM grow failed")
+    return {**options, OPTION: True}
 
 
 def _settle(patcher: Any, x: Tensor) -> bool:
@@ -81,7 +79,7 @@ def _settle(patcher: Any, x: Tensor) -> bool:
         return patcher.loaded_size() < patcher.model_size()
     network = patcher.model.diffusion_model
     tokens = len(x) * tokens_of(network.config, *x.shape[2:])
-    fetched = FETCHED * max(size_of(block) for block in network.blocks)
+    fetched = 2 * max(size_of(block) for block in network.blocks)  # of the one that computes and the next
     free = management.get_free_memory(patcher.load_device) + vbar.loaded_size()
     free += sum(other.loaded_size() for other in _others(patcher))
     stay = residence(network.config, tokens, size=vbar.offset, fetched=fetched, free=free)

@@ -9,6 +9,7 @@ import torch
 from wancore.nodes.bridge import residency
 from wancore.nodes.bridge.hooks import hooks_of
 from wancore.nodes.bridge.model import load_model
+from wancore.wan_core.config import TransformerConfig
 from wancore.wan_core.planner.memory import GIB, residence
 
 from .tiny_models import write_tiny
@@ -88,7 +89,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 def expert(card: Card, size: int, there: int = 0) -> Loaded:
     """One with the sizes of the 14B's blocks, as far as they are asked for."""
     found = card.load(size, there)
-    config = SimpleNamespace(dim=5120, ffn_dim=13824, vace_dim=0, audio_dim=0, reference_dim=0)
+    config = TransformerConfig(5120, 13824, 40, 40)
     block = SimpleNamespace(parameters=lambda _recurse: [torch.empty(300 * MIB, dtype=torch.uint8, device="meta")])
     found.model.diffusion_model = SimpleNamespace(config=config, blocks=[block])
     return found
@@ -156,12 +157,13 @@ def test_what_ran_out_of_memory_gets_all_of_it_once(card, monkeypatch):
     monkeypatch.setattr(residency.management, "soft_empty_cache", lambda: None)
     high, low = card.load(13 * GIB, 4 * GIB), expert(card, 13 * GIB, there=GIB)
     call(low)
-    assert not residency.cleared(low.model, RuntimeError("shapes do not fit"))
-    assert residency.cleared(low.model, RuntimeError("VRAM grow failed: 141585408 bytes"))
+    assert not residency.may_clear(low.model, RuntimeError("shapes do not fit"))
+    assert residency.may_clear(low.model, RuntimeError("VRAM grow failed: 141585408 bytes"))
+    assert residency.clear(low.model, {"kept": 1}) == {"kept": 1, residency.OPTION: True}
     assert high.range.there == low.range.there == low.range.watermark == 0 and call(low)
-    assert not residency.cleared(low.model, SHORT)
+    assert not residency.may_clear(low.model, SHORT)
     residency._forget(low)
-    assert residency.cleared(low.model, SHORT)
+    assert residency.may_clear(low.model, SHORT)
 
 
 @pytest.mark.parametrize("helps", [True, False])
@@ -177,7 +179,8 @@ def test_a_forward_is_tried_again(tmp_path, monkeypatch, helps):
         return x
 
     monkeypatch.setattr(model.diffusion_model, "forward", forward)
-    monkeypatch.setattr(residency, "cleared", lambda _model, error: helps and error is SHORT)
+    monkeypatch.setattr(residency, "may_clear", lambda _model, error: helps and error is SHORT)
+    monkeypatch.setattr(residency, "clear", lambda _model, options: {**options, residency.OPTION: True})
     inputs = (torch.zeros(1, 16, 1, 4, 4), torch.tensor([0.5]))
     if helps:
         assert model.apply_model(*inputs, c_crossattn=torch.zeros(1, 8, 4096)).shape == inputs[0].shape

@@ -15,10 +15,12 @@ from ...wan_core.planner.memory import HALF, LEAST_TILE, OVERLAP, VAE_WORKING, t
 from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.tiles import Canvas, cut
 from ...wan_core.weights.mapped import check_all
+from .pins import free_ram
 from .residency import held
 
 SHARE = 0.8  # of the free memory that tiles may take
 POOLS = 1.3  # times what a decode takes: PyTorch's memory has gaps
+BYTES = 2  # of RAM for each value of finished frames: they are kept, and encoded
 SHOWN = 8  # frames that come at a time where tiles were decoded
 
 
@@ -93,6 +95,8 @@ def _canvas(vae: comfy.sd.VAE, latent: Tensor, scale: int, size: tuple[int, int]
     frames = vae.first_stage_model.decode_output_shape(latent.shape)[2]
     # float16 has eight steps for each of bfloat16's, and for each of a byte's
     dtype = torch.float32 if vae.vae_dtype.itemsize > HALF else torch.float16
+    values = frames * rows * columns * scale**2 * 3
+    free_ram(values * (dtype.itemsize + BYTES))
     canvas = Canvas(frames, rows * scale, columns * scale, scale, dtype)
     for part in cut(rows, columns, size, OVERLAP // scale):
         start = 0

@@ -60,6 +60,16 @@ def make_room(models: Sequence[Any]) -> int:
     return freed
 
 
+def free_ram(size: float) -> None:
+    """Has models give up copies until `size` bytes of RAM are there for what is no weight."""
+    short = size + LEAST_FREE - psutil.virtual_memory().available
+    for model in filter(None, management.loaded_models()):  # None: one that is gone
+        if short <= 0:
+            break
+        if _is_dynamic(model):
+            short -= model.partially_unload_ram(int(short))
+
+
 def _headroom() -> float:
     """Bytes of RAM that ComfyUI keeps free behind every node."""
     return getattr(comfy.memory_management, "RAM_CACHE_HEADROOM", 0)

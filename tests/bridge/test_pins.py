@@ -110,3 +110,14 @@ def test_plain_patchers_have_no_copies_to_give_up(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pins.management, "loaded_models", lambda: [plain])
     monkeypatch.setattr(pins.management.args, "disable_pinned_memory", False)
     assert pins.make_room([Loaded(2**60, 0)]) == 0
+
+
+def test_frames_take_the_place_of_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many bytes as they lack, and no more; nothing where there is room."""
+    high, low = Loaded(13 * GIB, 3 * GIB), Loaded(13 * GIB, 2 * GIB)
+    monkeypatch.setattr(pins.management, "loaded_models", lambda: [low, None, high])
+    for available, freed in ((5 * GIB, 0), (3 * GIB, 1 * GIB), (1 * GIB, 3 * GIB)):
+        high.pinned, low.pinned = 3 * GIB, 2 * GIB
+        monkeypatch.setattr(psutil, "virtual_memory", lambda available=available: SimpleNamespace(available=available))
+        pins.free_ram(2 * GIB)
+        assert high.pinned + low.pinned == 5 * GIB - freed

@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config import TransformerConfig
 from ..geometry import FRAME_STRIDE, PATCH
@@ -21,23 +21,28 @@ from ..weights.families import TEXT_ENCODER
 
 GIB = 2**30
 SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
-FETCHED = 2  # blocks on the GPU at one time: the one that computes and the next
 HALF = 2  # bytes of bfloat16 and float16
 
-CONTEXT = 0.87 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
-FIXED = 0.2 * GIB  # of a forward, whatever the clip: workspaces, time embedding
-HELD = 4.3  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
-HELD_SPARING = 6.0  # where the feed-forward takes its tokens in parts: most are there in the attention
-ROOM = 3.0  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
-ROOM_SPARING = 2.1  # where weights come and go, which then take what is left
-VACE_HELD = 2.0  # more of them for VACE's control stream; counted, not measured
+CONTEXT = 0.6 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
+EDGES = 0.6 * GIB  # of the card that holds neither weights nor tokens: pages with a part of a layer, conditionings
+FETCHED = 1.5  # blocks on the GPU at one time: the one that computes and a part of the next
+FIXED = 0.45 * GIB  # of a forward, whatever the clip: workspaces, time embedding, texts
+HELD = 3.05  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
+HELD_SPARING = 5.75  # where the feed-forward takes its tokens in parts: most are there in the attention
+HELD_MORE = {"vace_dim": 2.4, "audio_dim": 2.0, "pose_dim": 2.2}  # for what adapters add to the blocks
+ROOM = 3.2  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
+ROOM_SPARING = 1.95  # where weights come and go, which then take what is left
+GAPS_FROM, GAPS = 32_760, 0.45  # tokens from which PyTorch's memory has gaps, and the power with which these grow
+DECODED_GAPS = 6  # matrices of the size of the largest that is decoded, kept between the tokens
 TEXT_WORKING = 0.3 * GIB  # 512 tokens in UMT5-XXL
 TOKEN_TABLES = ("shared.", "token_embedding.", "token_embd.", "encoder.embed_tokens.")  # looked up in RAM
 BLOCK = re.compile(r"(?:blocks|encoder\.block|enc\.blk)\.\d+\.")  # of a model, of UMT5 in its spellings
 LEAST_TILE = 256  # pixels: side of the smallest tile of a VAE
+TILE_GAPS = 1.4  # times what decoding one takes: PyTorch's memory is in pieces by then
+TILING = 0.87 * GIB  # RAM of decoding in tiles beside the clip: copies of layers, frames on their way
 OVERLAP = 64  # pixels that tiles share
-PROCESS = 1.8 * GIB  # RAM of Python, PyTorch and ComfyUI, libraries among it
-PINNED = 1.0 * GIB  # RAM that layers pass through on their way to the GPU
+PROCESS = 0.85 * GIB  # RAM of Python, PyTorch and ComfyUI; pages of files not among it, which the system takes back
+PINNED = 1.3 * GIB  # RAM that layers pass through on their way to the GPU
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,8 @@ class Phase:
 def activations(config: TransformerConfig, tokens: int, *, sparing: bool) -> float:
     """Bytes of a batch's tokens at the fullest moment of a block; sparing: the feed-forward takes them in parts."""
     held = HELD_SPARING if sparing else HELD + config.ffn_dim / config.dim
-    return FIXED + (held + (VACE_HELD if config.vace_dim else 0.0)) * tokens * config.dim * HALF
+    held += sum(more for size, more in HELD_MORE.items() if getattr(config, size))
+    return FIXED + held * tokens * config.dim * HALF
 
 
 @dataclass(frozen=True)
@@ -174,19 +180,18 @@ def residence(config: TransformerConfig, tokens: int, *, size: float, fetched: f
 
 def sampling(model: Part, clip: Clip) -> Phase:
     """The forwards of one expert, one prompt after the other."""
-    tokens = clip.tokens(model.config) * clip.batch
-    needed = CONTEXT + model.weights.kept + _fetched(model.weights) + activations(model.config, tokens, sparing=True)
-    return Phase("sampling", needed, PROCESS + PINNED)
-
-
-def _fetched(weights: Weights) -> float:
-    return FETCHED * weights.fetched + weights.decoded
+    tokens, weights = clip.tokens(model.config) * clip.batch, model.weights
+    gaps = max(1.0, tokens / GAPS_FROM) ** GAPS
+    working = gaps * activations(model.config, tokens, sparing=True)
+    if model.checkpoint.in_blocks:
+        working += DECODED_GAPS * weights.decoded
+    return Phase("sampling", CONTEXT + weights.kept + FETCHED * weights.fetched + working, PROCESS + PINNED)
 
 
 def text_encode(text_encoder: Part) -> Phase:
     """A prompt through UMT5."""
     weights = text_encoder.weights
-    needed = CONTEXT + TEXT_WORKING + weights.kept + FETCHED * weights.fetched + weights.decoded
+    needed = CONTEXT + TEXT_WORKING + weights.kept + FETCHED * weights.fetched
     return Phase("text encode", needed, PROCESS + PINNED)
 
 
@@ -198,22 +203,23 @@ class Working:
     decode: float
 
 
-VAE_WORKING = {8: Working(6100.0, 7400.0), 16: Working(4500.0, 7400.0)}  # by pixels to a latent row
+LIBRARIES = 0.27 * GIB  # more of the context where cuDNN's convolutions are loaded
+VAE_WORKING = {8: Working(5800.0, 7000.0), 16: Working(4500.0, 6400.0)}  # by pixels to a latent row
 
 
 def vae(file: Part, clip: Clip, *, encode: bool) -> Iterator[Phase]:
     """Encoding a picture or clip, where there is one, and decoding; whole frames, without tiles."""
     compression = compression_of(file.checkpoint.width or 16)
     working, pixels = VAE_WORKING[compression], clip.width * clip.height
-    weights = file.weights.total
     frames = 3 * pixels * clip.frames * clip.batch  # bytes of the finished clip
-    least = min(pixels, LEAST_TILE**2)
+    least, all_there = min(pixels, LEAST_TILE**2), CONTEXT + LIBRARIES + file.weights.total
+    streaming = CONTEXT + LIBRARIES + file.weights.kept + FETCHED * file.weights.fetched
     if encode:
-        whole = CONTEXT + weights + working.encode * pixels
-        yield Phase("VAE encode", CONTEXT + weights + working.encode * least, PROCESS + 4 * frames, whole)
-    whole = CONTEXT + weights + working.decode * pixels
-    needed = CONTEXT + weights + working.decode * least
-    yield Phase("VAE decode", needed, PROCESS + 2 * frames, whole, HALF * frames / clip.batch)
+        whole = all_there + working.encode * pixels
+        yield Phase("VAE encode", streaming + working.encode * least, PROCESS + 4 * frames, whole)
+    whole = all_there + working.decode * pixels
+    needed = streaming + TILE_GAPS * working.decode * least
+    yield Phase("VAE decode", needed, PROCESS + 2 * frames, whole, HALF * frames / clip.batch + TILING)
 
 
 def tile(width: int, height: int, compression: int, room: float) -> tuple[int, int]:
@@ -243,7 +249,8 @@ def phases(
     around = list(vae(vae_file, clip, encode=encode)) if vae_file else []
     found += around[:-1]
     found += [sampling(expert, clip) for expert in (high, low) if expert is not None]
-    return (*found, *around[-1:])
+    beside = vae_file.weights.total if vae_file else 0.0  # a VAE's weights are copied, those of the others mapped
+    return tuple(replace(phase, ram=phase.ram + beside) for phase in (*found, *around[-1:]))
 
 
 def least_vram(found: tuple[Phase, ...]) -> float:
@@ -262,6 +269,6 @@ def transfer(model: Part, clip: Clip, vram: float) -> float:
     In the first one all of them go there but those that still lie there.
     """
     weights, tokens = model.weights, clip.tokens(model.config) * clip.batch
-    free = vram - CONTEXT - weights.kept
-    stay = residence(model.config, tokens, size=weights.streamed, fetched=_fetched(weights), free=free)
+    free = vram - CONTEXT - EDGES - weights.kept
+    stay = residence(model.config, tokens, size=weights.streamed, fetched=2 * weights.fetched, free=free)
     return weights.streamed - stay.weights

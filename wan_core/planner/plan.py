@@ -8,7 +8,7 @@ from ..weights import Checkpoint
 from . import memory, pace
 from .memory import GIB, Clip, Part, Phase
 
-WAITED = 0.7  # share of its transfers that the first forward of an expert waits for; measured: 0.3 to 0.9
+WAITED = 0.1  # share of its transfers that the first forward of an expert waits for; measured: 0.05 to 0.2
 UNKNOWN = pace.Rates(100.0, None, 100.0, 1000.0)  # a card without rates: only what was measured on it counts
 
 

@@ -16,7 +16,7 @@ from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.tiles import Canvas, cut
 from ...wan_core.weights.mapped import check_all
 from .pins import free_ram
-from .residency import held
+from .residency import held, is_lack_of_memory
 
 SHARE = 0.8  # of the free memory that tiles may take
 POOLS = 1.3  # times what a decode takes: PyTorch's memory has gaps
@@ -60,8 +60,9 @@ def _fitting_chunks(vae: comfy.sd.VAE, latent: Tensor, room: float, whole: float
                 done += frames.shape[0]
                 yield frames
             return
-        except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
-            comfy.model_management.raise_non_oom(error)
+        except Exception as error:
+            if not is_lack_of_memory(error):
+                raise
         comfy.model_management.soft_empty_cache()
     logging.warning("Wan: whole frames do not fit into the GPU's memory; decoding them in tiles")
     yield from _in_tiles(vae, latent, SHARE * room, done)
@@ -80,8 +81,7 @@ def _in_tiles(vae: comfy.sd.VAE, latent: Tensor, room: float, done: int = 0) -> 
             canvas = _canvas(vae, latent, scale, (height // scale, width // scale))
             break
         except Exception as error:
-            comfy.model_management.raise_non_oom(error)
-            if max(width, height) <= LEAST_TILE:
+            if max(width, height) <= LEAST_TILE or not is_lack_of_memory(error):
                 raise
         room = min(room, width * height * _of_a_pixel(vae)) / 2  # never the same size again
         comfy.model_management.soft_empty_cache()

@@ -49,7 +49,12 @@ def may_clear(model: Any, error: Exception) -> bool:
     patcher = model.current_patcher
     if model in _CLEARED or patcher is None or _vbar(patcher) is None:
         return False
-    return management.is_oom(error) or str(error).startswith("VRAM grow failed")  # of comfy-aimdo's buffers
+    return is_lack_of_memory(error)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """True for PyTorch's error, and for those of Dynamic VRAM where it finds no room for weights."""
+    return management.is_oom(error) or str(error).startswith(("VRAM grow failed", "Fault failed"))
 
 
 def clear(model: Any, options: dict[str, Any]) -> dict[str, Any]:

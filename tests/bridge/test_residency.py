@@ -158,7 +158,8 @@ def test_what_ran_out_of_memory_gets_all_of_it_once(card, monkeypatch):
     high, low = card.load(13 * GIB, 4 * GIB), expert(card, 13 * GIB, there=GIB)
     call(low)
     assert not residency.may_clear(low.model, RuntimeError("shapes do not fit"))
-    assert residency.may_clear(low.model, RuntimeError("VRAM grow failed: 141585408 bytes"))
+    for text in ("VRAM grow failed: 141585408 bytes", "Fault failed: 2"):  # of comfy-aimdo
+        assert residency.may_clear(low.model, RuntimeError(text))
     assert residency.clear(low.model, {"kept": 1}) == {"kept": 1, residency.OPTION: True}
     assert high.range.there == low.range.there == low.range.watermark == 0 and call(low)
     assert not residency.may_clear(low.model, SHORT)

@@ -15,7 +15,7 @@ import torch
 from ...wan_core.errors import WrongModelError
 from ...wan_core.weights import Checkpoint, inspect, require
 from ...wan_core.weights.families import LORA
-from ...wan_core.weights.lora import DOWN, PeftScale, official_name, peft_scale
+from ...wan_core.weights.lora import DOWN, PeftScale, module_of, official_name, peft_scale
 from ...wan_core.weights.lora_fit import layer_of, mismatches, strangers
 from ...wan_core.weights.mapped import MappedFile
 from ...wan_core.weights.names import is_distilled
@@ -111,11 +111,13 @@ def _patches(
 def _readable(tensors: Mapping[str, Any], scale: PeftScale | None) -> dict[str, Any]:
     """The tensors under the names that ComfyUI reads, with what trainers leave out: alpha, and an axis of DoRA."""
     lora = {official_name(name): tensor for name, tensor in tensors.items()}
-    for name in list(lora):
+    for written in tensors:
+        name = official_name(written)
         if name.endswith(".dora_scale") and lora[name].ndim == 1:
             lora[name] = lora[name].unsqueeze(1)
         if scale is not None and name.endswith(DOWN):
-            lora.setdefault(name.removesuffix(DOWN) + ".alpha", torch.tensor(scale.alpha_of(lora[name].shape[0])))
+            alpha = scale.alpha_of(lora[name].shape[0], module_of(written))
+            lora.setdefault(name.removesuffix(DOWN) + ".alpha", torch.tensor(alpha))
     return lora
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -88,6 +89,20 @@ def test_alpha_scales_in_every_spelling(spelling, model, tmp_path):
     assert match.applied == len(LAYERS)
     for layer, down, up, _ in parts(model):
         assert torch.allclose(found[layer], 3 * up @ down, atol=1e-5), layer  # alpha 12, rank 4
+
+
+def test_alphas_of_peft_that_differ_by_layer(model, tmp_path):
+    """In the adapter_config.json beside the file, by the ends of the layers' names."""
+    lora, own = {}, {"self_attn.q": 12, "blocks.1.ffn.0": 2}
+    for layer, down, up, _ in parts(model):
+        lora |= named("raw PEFT", layer, down, up)
+    save_file(lora, tmp_path / "adapter_model.safetensors")
+    config = {"lora_alpha": 4, "r": 4, "alpha_pattern": own}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    found, _ = changes(model, tmp_path / "adapter_model.safetensors")
+    for layer, down, up, _ in parts(model):
+        alpha = next((alpha for end, alpha in own.items() if layer.endswith(end)), 4)
+        assert torch.allclose(found[layer], alpha / 4 * up @ down, atol=1e-5), layer
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

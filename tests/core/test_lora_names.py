@@ -102,3 +102,10 @@ def test_alpha_of_raw_peft(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 16, "r": 64, "rank_pattern": {"q": 4}}')
     layers = peft_scale(file, {})
     assert layers is not None and layers.alpha_of(4) == layers.alpha_of(64) == 16
+    (tmp_path / "adapter_config.json").write_text(
+        '{"lora_alpha": 16, "r": 64, "alpha_pattern": {"attn2.to_k": 32, "^blocks.1.ffn.net.2": 8, "x": null}}'
+    )
+    own = peft_scale(file, {})
+    assert own is not None
+    names = ("transformer.blocks.0.attn2.to_k", "blocks.1.ffn.net.2", "blocks.0.attn1.to_k", "blocks.0.attn2.to_kv")
+    assert [own.alpha_of(64, name) for name in names] == [32, 8, 16, 16]

@@ -146,11 +146,13 @@ class PeftScale:
     rank: float
     by_root: bool = False  # rank-stabilised: alpha over the root of the rank
     by_layer: bool = False  # layers have ranks of their own
+    alphas: tuple[tuple[str, float], ...] = ()  # of some layers, by the ends of their names in the file; ^: whole names
 
-    def alpha_of(self, rank: int) -> float:
-        """The alpha that ComfyUI divides by the rank of a layer."""
+    def alpha_of(self, rank: int, layer: str = "") -> float:
+        """The alpha that ComfyUI divides by the rank of a layer, by its name in the file."""
+        own = (alpha for end, alpha in self.alphas if f".{layer}".endswith(f".{end.removeprefix('^')}"))
         base = rank if self.by_layer else self.rank
-        return self.alpha / (math.sqrt(base) if self.by_root else base) * rank
+        return next(own, self.alpha) / (math.sqrt(base) if self.by_root else base) * rank
 
 
 def peft_scale(path: Path, metadata: Mapping[str, str]) -> PeftScale | None:
@@ -167,5 +169,12 @@ def peft_scale(path: Path, metadata: Mapping[str, str]) -> PeftScale | None:
         flat = {name.rpartition(".")[2]: value for name, value in config.items()} if isinstance(config, dict) else {}
         alpha, rank = flat.get("lora_alpha"), flat.get("r")
         if isinstance(alpha, (int, float)) and isinstance(rank, (int, float)) and rank > 0:
-            return PeftScale(alpha, rank, flat.get("use_rslora") is True, bool(flat.get("rank_pattern")))
+            by_layer = bool(flat.get("rank_pattern"))
+            return PeftScale(alpha, rank, flat.get("use_rslora") is True, by_layer, _alphas(flat.get("alpha_pattern")))
     return None
+
+
+def _alphas(pattern: object) -> tuple[tuple[str, float], ...]:
+    """Layers with alphas of their own."""
+    found = pattern.items() if isinstance(pattern, dict) else ()
+    return tuple((end, float(alpha)) for end, alpha in found if isinstance(alpha, (int, float)))

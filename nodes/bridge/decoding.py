@@ -113,10 +113,10 @@ def _in_ram(chunks: Iterator[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
         if chunk.device.type != "cuda":
             yield chunk.to("cpu", dtype)
             continue
-        copy = torch.empty(chunk.shape, dtype=dtype, pin_memory=True)
+        copy = torch.empty(chunk.shape, dtype=dtype, pin_memory=not comfy.model_management.args.disable_pinned_memory)
         copy.copy_(chunk.to(dtype), non_blocking=True)
         now = (copy, torch.cuda.Event())
-        now[1].record()
+        now[1].record(torch.cuda.current_stream(chunk.device))
         if before:
             before[1].synchronize()
             yield before[0]

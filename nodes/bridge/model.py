@@ -64,7 +64,9 @@ class WanModel(comfy.model_base.WAN21):
             soundness.check_answer(answer, self.diffusion_model, where, latent=x, conditioning=c_crossattn)
         return answer
 
-    def _answer(self, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Any, control: Any, options: Any, **kwargs: Any):
+    def _answer(
+        self, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Any, control: Any, options: Any, **kwargs: Any
+    ) -> Tensor:
         """The native call, a second time where the first one ran out of memory that can be made free."""
         call = partial(super()._apply_model, x, t, c_concat, c_crossattn, control, **kwargs)
         try:

@@ -31,6 +31,14 @@ class PositionTransform:
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """How a host helps a block that failed, so that it is tried a second time."""
+
+    applies: Callable[[Exception], bool]  # whether it can help with this error
+    run: Callable[[], None]  # called when the failed try's tensors are gone
+
+
+@dataclass(frozen=True)
 class Hooks:
     """The hooks of one forward call."""
 
@@ -44,4 +52,5 @@ class Hooks:
     at_block: AtBlock | None = None  # before each block
     stream_options: Any = None  # handed to ops.stream as it is
     texts: TextMemory | None = None  # of the run that this call belongs to
+    recovery: Recovery | None = None  # for blocks that lack memory
     sparing: bool = False  # of memory: where weights come and go, activations take their room

@@ -93,6 +93,19 @@ class Head(nn.Module):
         return self.head(kernels.modulated_norm(x, shift, scale, (span,), eps=self.eps, form=form))
 
 
+def _run(block: nn.Module, tokens: Tensor, stream: Stream, hooks: Hooks, between: list[Any]) -> Tensor:
+    """The block's answer, from a second try where the host could help with what the first one failed of."""
+    if hooks.recovery is None:
+        return block(tokens, stream, hooks, between)
+    try:
+        return block(tokens, stream, hooks, between)
+    except Exception as error:
+        if not hooks.recovery.applies(error):
+            raise
+    hooks.recovery.run()
+    return block(tokens, stream, hooks, between)
+
+
 class WanTransformer(nn.Module):
     """Predicts the flow velocity of a noisy latent."""
 
@@ -160,9 +173,9 @@ class WanTransformer(nn.Module):
         between = [partial(run.after_attention, index) for run in runs]
         replace = hooks.replace_block.get(index)
         if replace:
-            tokens = replace(tokens, stream, lambda x, stream: block(x, stream, hooks, between))
+            tokens = replace(tokens, stream, lambda x, stream: _run(block, x, stream, hooks, between))
         else:
-            tokens = block(tokens, stream, hooks, between)
+            tokens = _run(block, tokens, stream, hooks, between)
         for hook in hooks.after_block:
             tokens = hook(index, tokens, stream)
         for run in runs:  # after the hooks, as in ComfyUI's models of these variants

@@ -37,6 +37,7 @@ def hooks_of(options: dict[str, Any]) -> Hooks:
         in_eight_bits=options.get(attention8.OPTION, False),
         sparing=options.get(residency.OPTION, False),
         texts=None if torch.compiler.is_compiling() else options.get(texts.OPTION),
+        recovery=None if torch.compiler.is_compiling() else residency.RECOVERY,
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
+from ...wan_core.hooks import Recovery
 from ...wan_core.planner.memory import residence, tokens_of
 from . import host
 from .pins import size_of
@@ -55,6 +56,18 @@ def may_clear(model: Any, error: Exception) -> bool:
 def is_lack_of_memory(error: Exception) -> bool:
     """True for PyTorch's error, and for those of Dynamic VRAM where it finds no room for weights."""
     return management.is_oom(error) or str(error).startswith(("VRAM grow failed", "Fault failed"))
+
+
+def catch_up() -> None:
+    """Waits until the GPU has done what it was given, and gives back what PyTorch keeps of it in pieces.
+
+    The CPU is blocks ahead of the GPU: until then, memory that is free again can be had only in the pieces it was in.
+    """
+    logging.info("Wan: memory of the GPU ran out in a block; the block is tried again")
+    management.soft_empty_cache()
+
+
+RECOVERY = Recovery(is_lack_of_memory, catch_up)
 
 
 def clear(model: Any, options: dict[str, Any]) -> dict[str, Any]:

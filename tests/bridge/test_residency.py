@@ -201,3 +201,13 @@ def test_forgotten_whenever_comfyui_has_loaded_it(tmp_path):
 
 def test_the_transformer_is_told():
     assert hooks_of({residency.OPTION: True}).sparing and not hooks_of({}).sparing
+
+
+def test_blocks_that_lack_memory_wait_for_the_gpu(monkeypatch):
+    """As PyTorch then gives back what it keeps in pieces."""
+    done = []
+    monkeypatch.setattr(residency.management, "soft_empty_cache", lambda: done.append("waited"))
+    recovery = hooks_of({}).recovery
+    assert recovery.applies(SHORT) and not recovery.applies(RuntimeError("shapes do not fit"))
+    recovery.run()
+    assert done == ["waited"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from wancore.wan_core import kernels
 from wancore.wan_core.attention import attention
-from wancore.wan_core.hooks import Hooks, PositionTransform
+from wancore.wan_core.hooks import Hooks, PositionTransform, Recovery
 from wancore.wan_core.ops import TorchOps
 from wancore.wan_core.transformer import WanTransformer
 
@@ -150,3 +151,39 @@ def test_tokens_before_the_blocks_are_let_go(model):
     finally:
         del model.embed
     assert alive == [True] + [False] * (model.num_layers - 1)
+
+
+class Failing:
+    """Blocks whose feed-forward fails so often; notes what the host was asked."""
+
+    def __init__(self, monkeypatch, times, helps=True):
+        self.times, self.helps, self.asked, self.helped = times, helps, [], 0
+        gelu = kernels.gelu
+        monkeypatch.setattr(kernels, "gelu", lambda x, form: self.fail() or gelu(x, form))
+
+    def fail(self):
+        if self.times:
+            self.times -= 1
+            raise MemoryError("too little")
+
+    @property
+    def recovery(self):
+        return Recovery(lambda error: self.asked.append(type(error)) or self.helps, self.help)
+
+    def help(self):
+        assert sys.exc_info()[0] is None, "the failed try is still held"
+        self.helped += 1
+
+
+def test_a_block_that_lacked_memory_is_tried_again(model, monkeypatch):
+    expected, failing = model(video(), STEP, prompt()), Failing(monkeypatch, 1)
+    assert torch.equal(model(video(), STEP, prompt(), Hooks(recovery=failing.recovery)), expected)
+    assert failing.asked == [MemoryError] and failing.helped == 1
+
+
+@pytest.mark.parametrize(("times", "helps", "helped"), [(2, True, 1), (1, False, 0)])
+def test_a_block_that_fails_again_is_an_error(model, monkeypatch, times, helps, helped):
+    failing = Failing(monkeypatch, times, helps)
+    with pytest.raises(MemoryError, match="too little"):
+        model(video(), STEP, prompt(), Hooks(recovery=failing.recovery))
+    assert failing.helped == helped

@@ -25,7 +25,7 @@ def test_smoke(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for name, does in (("hanging", "time.sleep(1000)"), ("crashing", "os._exit(3)")):
         (tmp_path / f"{name}.py").write_text(KERNEL.format(name=f"a {name} one", does=does))
-    options = ["--kernels", "torch", "hopper8", "--modules", "hanging", "crashing", "--limit", "3"]
+    options = ["--kernels", "torch", "hopper8", "--modules", "hanging", "crashing", "--limit", "15"]
     assert run.main(["--smoke", *options, "--output", str(tmp_path / "output")]) == 0
 
     report = json.loads((tmp_path / "output" / "bench_attention.json").read_text())
@@ -35,7 +35,7 @@ def test_smoke(tmp_path, monkeypatch, capsys):
     assert set(plain["errors"]) == {"3 x 129", "3 x 200 on 100", "2 x 300"}
     assert all(0 < error < 0.01 for error in plain["errors"].values())
     assert elsewhere["note"] == "does not accept torch.bfloat16 on cpu" and not elsewhere["errors"]
-    assert (hanging["kernel"], hanging["note"]) == ("a hanging one", "stopped: no answer for 3 s at 3 x 200 on 100")
+    assert (hanging["kernel"], hanging["note"]) == ("a hanging one", "stopped: no answer for 15 s at 3 x 200 on 100")
     assert (crashing["kernel"], crashing["note"]) == ("a crashing one", "crashed: exit code 3 at 3 x 200 on 100")
     table = (tmp_path / "output" / "bench_attention.md").read_text()
     assert "| milliseconds (TF/s) | 2 x 300 |" in table and "| a hanging one | - |" in table

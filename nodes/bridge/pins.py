@@ -7,7 +7,7 @@ the next run: seconds at every switch of experts. So the text encoder is the one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,23 +51,23 @@ def make_room(models: Sequence[Any]) -> int:
         return 0
     lacking = sum(max(0, model.model_size() - model.loaded_ram_size()) for model in own.values())
     short = lacking + max(_headroom(), LEAST_FREE) + HYSTERESIS - psutil.virtual_memory().available
-    freed = 0
-    for other in filter(None, management.loaded_models()):  # None: one that is gone
-        if freed >= short:
-            break
-        if _is_dynamic(other) and id(other.model) not in own:
-            freed += other.partially_unload_ram(short - freed)
-    return freed
+    return _given_up(short, keep=own)
 
 
 def free_ram(size: float) -> None:
     """Has models give up copies until `size` bytes of RAM are there for what is no weight."""
-    short = size + LEAST_FREE - psutil.virtual_memory().available
+    _given_up(size + LEAST_FREE - psutil.virtual_memory().available)
+
+
+def _given_up(short: float, keep: Container[int] = ()) -> int:
+    """Bytes of copies that models gave up, of `short`; those with the ids of `keep` give none."""
+    freed = 0
     for model in filter(None, management.loaded_models()):  # None: one that is gone
-        if short <= 0:
+        if freed >= short:
             break
-        if _is_dynamic(model):
-            short -= model.partially_unload_ram(int(short))
+        if _is_dynamic(model) and id(model.model) not in keep:
+            freed += model.partially_unload_ram(short - freed)
+    return freed
 
 
 def _headroom() -> float:

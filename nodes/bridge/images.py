@@ -16,6 +16,7 @@ from ...wan_core import geometry
 from ...wan_core.image_conditioning import Keyframe, clip_parts, known_mask, pixel_parts
 from ...wan_core.planner.memory import LEAST_TILE, OVERLAP
 from ...wan_core.vae.causal import CausalVAE
+from .residency import is_lack_of_memory
 from .soundness import check_vae
 
 CONCAT_LATENT, CONCAT_MASK = "concat_latent_image", "concat_mask"  # what the models read from a conditioning
@@ -77,8 +78,9 @@ def _encoded(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int) -> Tens
         return vae.encode(_pictures(parts))
     try:
         return _in_whole_frames(vae, parts, frames)
-    except Exception as error:  # noqa: BLE001  (the native check raises again whatever is no lack of memory)
-        comfy.model_management.raise_non_oom(error)
+    except Exception as error:
+        if not is_lack_of_memory(error):
+            raise
         logging.warning("WanCore: not enough GPU memory to encode whole frames; encoding tiles instead.")
     comfy.model_management.soft_empty_cache()
     return vae.encode_tiled(_pictures(parts), tile_x=LEAST_TILE, tile_y=LEAST_TILE, overlap=OVERLAP)

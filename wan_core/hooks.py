@@ -32,10 +32,20 @@ class PositionTransform:
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a host helps a block that failed, so that it is tried a second time."""
+    """How a host helps what failed, so that it is tried a second time."""
 
     applies: Callable[[Exception], bool]  # whether it can help with this error
     run: Callable[[], None]  # called when the failed try's tensors are gone
+
+    def attempt(self, call: Callable[[], Tensor]) -> Tensor:
+        """What the call answers, the first time or, where the host could help, the second time."""
+        try:
+            return call()
+        except Exception as error:
+            if not self.applies(error):
+                raise
+        self.run()
+        return call()
 
 
 @dataclass(frozen=True)

@@ -94,16 +94,9 @@ class Head(nn.Module):
 
 
 def _run(block: nn.Module, tokens: Tensor, stream: Stream, hooks: Hooks, between: list[Any]) -> Tensor:
-    """The block's answer, from a second try where the host could help with what the first one failed of."""
-    if hooks.recovery is None:
-        return block(tokens, stream, hooks, between)
-    try:
-        return block(tokens, stream, hooks, between)
-    except Exception as error:
-        if not hooks.recovery.applies(error):
-            raise
-    hooks.recovery.run()
-    return block(tokens, stream, hooks, between)
+    """The block's answer, with the host's help where there is one and the block fails."""
+    call = partial(block, tokens, stream, hooks, between)
+    return call() if hooks.recovery is None else hooks.recovery.attempt(call)
 
 
 class WanTransformer(nn.Module):

@@ -16,7 +16,7 @@ from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.tiles import Canvas, cut
 from ...wan_core.weights.mapped import check_all
 from .pins import free_ram
-from .residency import held, is_lack_of_memory
+from .residency import held, is_lack_of_memory, reachable
 
 SHARE = 0.8  # of the free memory that tiles may take
 POOLS = 1.3  # times what a decode takes: PyTorch's memory has gaps
@@ -147,12 +147,7 @@ def _room(vae: comfy.sd.VAE) -> float:
 
     Weights of other models that Dynamic VRAM has there give way when memory is asked for.
     """
-    own, room = vae.patcher.model, comfy.model_management.get_free_memory(vae.device) - vae.model_size()
-    for loaded in filter(None, comfy.model_management.loaded_models()):  # None: one that is gone
-        gives_way = loaded.is_dynamic() and loaded.load_device == vae.device
-        if gives_way or loaded.model is own:
-            room += loaded.loaded_size()
-    return room
+    return reachable(vae.patcher) - vae.model_size()
 
 
 def _decoded(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:

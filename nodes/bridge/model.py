@@ -55,26 +55,18 @@ class WanModel(comfy.model_base.WAN21):
         """The native call, in which the layers add what the run's table of LoRAs says."""
         options = {} if transformer_options is None else transformer_options
         step = lora_table.step_of(options)
-        options = residency.settled(self, options, x)
         options = texts.remembering(self, options, x, step)
+        native = super()._apply_model
+
+        def answered() -> Tensor:
+            return native(x, t, c_concat, c_crossattn, control, residency.settled(self, options, x), **kwargs)
+
         with lora_table.running(self, options, step):
-            answer = self._answer(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            answer = residency.recovery_of(self).attempt(answered)
         if step == 0:
             where = repr(self.model_config.path)
             soundness.check_answer(answer, self.diffusion_model, where, latent=x, conditioning=c_crossattn)
         return answer
-
-    def _answer(
-        self, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Any, control: Any, options: Any, **kwargs: Any
-    ) -> Tensor:
-        """The native call, a second time where the first one ran out of memory that can be made free."""
-        call = partial(super()._apply_model, x, t, c_concat, c_crossattn, control, **kwargs)
-        try:
-            return call(transformer_options=options)
-        except Exception as error:
-            if not residency.may_clear(self, error):
-                raise
-        return call(transformer_options=residency.clear(self, options))  # behind it: the failed call's tensors are gone
 
     def memory_required(self, input_shape: Sequence[int], *args: Any, **kwargs: Any) -> float:
         """Bytes for a batch of latents of this shape; where it fits, ComfyUI computes both prompts as one batch.

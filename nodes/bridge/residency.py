@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -20,7 +21,7 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ...wan_core.hooks import Recovery
-from ...wan_core.planner.memory import residence, tokens_of
+from ...wan_core.planner.memory import IN_FLIGHT, residence, tokens_of
 from . import host
 from .pins import size_of
 
@@ -45,7 +46,12 @@ def settled(model: Any, options: dict[str, Any], x: Tensor) -> dict[str, Any]:
     return {**options, OPTION: True} if _SPARING[model] else options
 
 
-def may_clear(model: Any, error: Exception) -> bool:
+def recovery_of(model: Any) -> Recovery:
+    """What helps a forward of this model that ran out of memory, once since it was loaded."""
+    return Recovery(partial(_may_clear, model), partial(_clear, model))
+
+
+def _may_clear(model: Any, error: Exception) -> bool:
     """Whether memory was short in a forward that failed with `error`, and more of it can be made free."""
     patcher = model.current_patcher
     if model in _CLEARED or patcher is None or _vbar(patcher) is None:
@@ -70,11 +76,8 @@ def catch_up() -> None:
 RECOVERY = Recovery(is_lack_of_memory, catch_up)
 
 
-def clear(model: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a second try, for which other models leave the card and weights come for each block alone.
-
-    Not before the tensors of the first one are gone: PyTorch's memory then has no gaps.
-    """
+def _clear(model: Any) -> None:
+    """Other models leave the card, and weights come for each block alone; PyTorch's memory has no gaps then."""
     patcher = model.current_patcher
     prefetch = host.prefetch_module()
     if prefetch is not None:  # what was on its way to the blocks that did not come to compute
@@ -87,7 +90,6 @@ def clear(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     _SPARING[model] = True
     _CLEARED.add(model)
     logging.info("Wan: memory of the GPU ran out; all weights come anew for every block from here on")
-    return {**options, OPTION: True}
 
 
 def _settle(patcher: Any, x: Tensor) -> bool:
@@ -97,17 +99,21 @@ def _settle(patcher: Any, x: Tensor) -> bool:
         return patcher.loaded_size() < patcher.model_size()
     network = patcher.model.diffusion_model
     tokens = len(x) * tokens_of(network.config, *x.shape[2:])
-    fetched = 2 * max(size_of(block) for block in network.blocks)  # of the one that computes and the next
-    free = management.get_free_memory(patcher.load_device) + vbar.loaded_size()
-    free += sum(other.loaded_size() for other in _others(patcher))
-    stay = residence(network.config, tokens, size=vbar.offset, fetched=fetched, free=free)
-    make_room(patcher, stay.weights + stay.working)
+    fetched = IN_FLIGHT * max(size_of(block) for block in network.blocks)
+    stay = residence(network.config, tokens, size=vbar.offset, fetched=fetched, free=reachable(patcher))
+    _make_room(patcher, stay.weights + stay.working)
     if stay.weights < vbar.offset:
         vbar.set_watermark(int(stay.weights))
     return stay.sparing
 
 
-def make_room(patcher: Any, needed: float) -> None:
+def reachable(patcher: Any) -> float:
+    """Bytes of its device for a model's weights and whatever works with them: free, its own, or given up for it."""
+    there = (patcher, *_others(patcher))
+    return management.get_free_memory(patcher.load_device) + sum(model.loaded_size() for model in there)
+
+
+def _make_room(patcher: Any, needed: float) -> None:
     """Other models give up what is missing to `needed` bytes for this one's weights and whatever works with them."""
     vbar = _vbar(patcher)
     own = 0 if vbar is None else vbar.loaded_size()
@@ -126,7 +132,7 @@ def held(patcher: Any, working: float) -> Iterator[None]:
     if vbar is None:
         yield
         return
-    make_room(patcher, vbar.offset + working)
+    _make_room(patcher, vbar.offset + working)
     vbar.set_watermark_limit(vbar.offset)
     try:
         yield

@@ -10,6 +10,7 @@ from wancore.nodes.bridge import residency
 from wancore.nodes.bridge.hooks import hooks_of
 from wancore.nodes.bridge.model import load_model
 from wancore.wan_core.config import TransformerConfig
+from wancore.wan_core.hooks import Recovery
 from wancore.wan_core.planner.memory import GIB, residence
 
 from .tiny_models import write_tiny
@@ -157,14 +158,15 @@ def test_what_ran_out_of_memory_gets_all_of_it_once(card, monkeypatch):
     monkeypatch.setattr(residency.management, "soft_empty_cache", lambda: None)
     high, low = card.load(13 * GIB, 4 * GIB), expert(card, 13 * GIB, there=GIB)
     call(low)
-    assert not residency.may_clear(low.model, RuntimeError("shapes do not fit"))
+    recovery = residency.recovery_of(low.model)
+    assert not recovery.applies(RuntimeError("shapes do not fit"))
     for text in ("VRAM grow failed: 141585408 bytes", "Fault failed: 2"):  # of comfy-aimdo
-        assert residency.may_clear(low.model, RuntimeError(text))
-    assert residency.clear(low.model, {"kept": 1}) == {"kept": 1, residency.OPTION: True}
+        assert recovery.applies(RuntimeError(text))
+    recovery.run()
     assert high.range.there == low.range.there == low.range.watermark == 0 and call(low)
-    assert not residency.may_clear(low.model, SHORT)
+    assert not recovery.applies(SHORT)
     residency._forget(low)
-    assert residency.may_clear(low.model, SHORT)
+    assert recovery.applies(SHORT)
 
 
 @pytest.mark.parametrize("helps", [True, False])
@@ -180,8 +182,10 @@ def test_a_forward_is_tried_again(tmp_path, monkeypatch, helps):
         return x
 
     monkeypatch.setattr(model.diffusion_model, "forward", forward)
-    monkeypatch.setattr(residency, "may_clear", lambda _model, error: helps and error is SHORT)
-    monkeypatch.setattr(residency, "clear", lambda _model, options: {**options, residency.OPTION: True})
+    settled: dict[str, bool] = {}
+    recovery = Recovery(lambda error: helps and error is SHORT, lambda: settled.update({residency.OPTION: True}))
+    monkeypatch.setattr(residency, "recovery_of", lambda _model: recovery)
+    monkeypatch.setattr(residency, "settled", lambda _model, options, _x: {**options, **settled})
     inputs = (torch.zeros(1, 16, 1, 4, 4), torch.tensor([0.5]))
     if helps:
         assert model.apply_model(*inputs, c_crossattn=torch.zeros(1, 8, 4096)).shape == inputs[0].shape

@@ -323,8 +323,9 @@ def test_weights_that_give_way_are_room(path: Path, monkeypatch: pytest.MonkeyPa
         calls = {"is_dynamic": lambda: dynamic, "loaded_size": lambda: size}
         return SimpleNamespace(model=object(), load_device=torch.device(device), **calls)
 
-    own = other(vae.model_size(), dynamic=False)
+    own = other(7, dynamic=True)  # a clone, which has the same weights there
     own.model = vae.patcher.model
+    monkeypatch.setattr(vae.patcher, "loaded_size", vae.model_size)
     others = [other(1000, dynamic=True), other(200, dynamic=False), other(30, dynamic=True, device="meta"), None, own]
     monkeypatch.setattr(management, "loaded_models", lambda: others)
     monkeypatch.setattr(management, "get_free_memory", lambda device: 5)

@@ -24,8 +24,10 @@ SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
 HALF = 2  # bytes of bfloat16 and float16
 
 CONTEXT = 0.6 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
+LIBRARIES = 0.27 * GIB  # more of it where cuDNN's convolutions are loaded
 EDGES = 0.6 * GIB  # of the card that holds neither weights nor tokens: pages with a part of a layer, conditionings
-FETCHED = 1.5  # blocks on the GPU at one time: the one that computes and a part of the next
+IN_FLIGHT = 2  # blocks that room is left for: the one that computes and the next
+FETCHED = 1.5  # blocks that have to be there: where room is short, only a part of the next
 FIXED = 0.45 * GIB  # of a forward, whatever the clip: workspaces, time embedding, texts
 HELD = 3.05  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
 HELD_SPARING = 5.75  # where the feed-forward takes its tokens in parts: most are there in the attention
@@ -203,7 +205,6 @@ class Working:
     decode: float
 
 
-LIBRARIES = 0.27 * GIB  # more of the context where cuDNN's convolutions are loaded
 VAE_WORKING = {8: Working(5800.0, 7000.0), 16: Working(4500.0, 6400.0)}  # by pixels to a latent row
 
 
@@ -270,5 +271,5 @@ def transfer(model: Part, clip: Clip, vram: float) -> float:
     """
     weights, tokens = model.weights, clip.tokens(model.config) * clip.batch
     free = vram - CONTEXT - EDGES - weights.kept
-    stay = residence(model.config, tokens, size=weights.streamed, fetched=2 * weights.fetched, free=free)
+    stay = residence(model.config, tokens, size=weights.streamed, fetched=IN_FLIGHT * weights.fetched, free=free)
     return weights.streamed - stay.weights

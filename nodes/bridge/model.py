@@ -55,10 +55,11 @@ class WanModel(comfy.model_base.WAN21):
         """The native call, in which the layers add what the run's table of LoRAs says."""
         options = {} if transformer_options is None else transformer_options
         step = lora_table.step_of(options)
+        options = residency.settled(self, options, x)  # before texts are remembered in what is free then
         options = texts.remembering(self, options, x, step)
         native = super()._apply_model
 
-        def answered() -> Tensor:
+        def answered() -> Tensor:  # asked anew, as a second try is to spare memory
             return native(x, t, c_concat, c_crossattn, control, residency.settled(self, options, x), **kwargs)
 
         with lora_table.running(self, options, step):

@@ -130,6 +130,22 @@ else:
         ours = fused.rms_norm_rotate(x, weight, turns, heads, eps=1e-6)
         close(ours, eager.rms_norm_rotate(x, weight, turns, heads, eps=1e-6))
 
+    def test_norms_may_write_where_they_read() -> None:
+        x, weight = random(2, 24, 640), random(640)
+        turns = grid_rotation(grid_axes((2, 3, 4)), 128, like=weight)
+        for norm in (
+            lambda x, **place: fused.rms_norm(x, weight, eps=1e-6, **place),
+            lambda x, **place: fused.rms_norm_rotate(x, weight, turns, 5, eps=1e-6, **place),
+        ):
+            expected, own = norm(x), x.clone()
+            assert torch.equal(norm(own, in_place=True), expected) and torch.equal(own, expected.flatten(2))
+        own = x.clone()
+        with torch.inference_mode():
+            kernels.rms_norm(own, weight, eps=1e-6)
+        assert not torch.equal(own, x)  # a projection's result is nobody else's
+        kernels.rms_norm(x, weight, eps=1e-6)
+        torch.testing.assert_close(x, random(2, 24, 640))  # under autograd it is kept
+
     def test_strided_rows_are_read_where_they_are() -> None:
         x = random(2, 6, 4, 96)[:, :, 1]  # tokens apart from each other, values together
         weight = random(96)

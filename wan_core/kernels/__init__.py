@@ -121,13 +121,17 @@ def formed(x: Tensor, form: Form) -> Tensor | Rows8:
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """RMS norm of x [B, L, D] over the whole width, all heads together; returns x's dtype."""
-    way = fused if fused is not None and fused.accepts(x, weight) else eager
-    return way.rms_norm(x, weight, eps=eps)
+    """RMS norm of x [B, L, D] over the whole width, all heads together; may write the result, in x's dtype, into x."""
+    if fused is not None and fused.accepts(x, weight):
+        return fused.rms_norm(x, weight, eps=eps, in_place=_is_free(x))
+    return eager.rms_norm(x, weight, eps=eps)
 
 
 def rms_norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor, heads: int, *, eps: float) -> Tensor:
-    """RMS norm over the width, then the rotation [1, L, 1, d / 2] of rope.py: [B, L, D] -> [B, L, H, d], x's dtype."""
+    """RMS norm over the width, then the rotation [1, L, 1, d / 2] of rope.py: [B, L, D] -> [B, L, H, d], x's dtype.
+
+    May write the result into x.
+    """
     if fused is not None and fused.can_rotate(rotation) and fused.accepts(x, weight):
-        return fused.rms_norm_rotate(x, weight, rotation, heads, eps=eps)
+        return fused.rms_norm_rotate(x, weight, rotation, heads, eps=eps, in_place=_is_free(x))
     return eager.rms_norm_rotate(x, weight, rotation, heads, eps=eps)

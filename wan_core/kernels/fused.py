@@ -211,20 +211,27 @@ def gated_add(x: Tensor, y: Tensor, gate: Tensor, spans: Sequence[Span]) -> Tens
     return result
 
 
-def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float, in_place: bool = False) -> Tensor:
     """See kernels.rms_norm."""
-    return _rms(x, weight, weight, 1, eps, rotate=False)
+    return _rms(x, _result(x, in_place), weight, weight, 1, eps, rotate=False)
 
 
-def rms_norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor, heads: int, *, eps: float) -> Tensor:
+def rms_norm_rotate(
+    x: Tensor, weight: Tensor, rotation: Tensor, heads: int, *, eps: float, in_place: bool = False
+) -> Tensor:
     """See kernels.rms_norm_rotate."""
     turns = torch.view_as_real(rotation.contiguous())
-    return _rms(x, weight, turns, rotation.shape[-1], eps, rotate=True).unflatten(2, (heads, -1))
+    out = _result(x, in_place)
+    return _rms(x, out, weight, turns, rotation.shape[-1], eps, rotate=True).unflatten(2, (heads, -1))
 
 
-def _rms(x: Tensor, weight: Tensor, turns: Tensor, half: int, eps: float, *, rotate: bool) -> Tensor:
+def _result(x: Tensor, in_place: bool) -> Tensor:
+    return x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _rms(x: Tensor, out: Tensor, weight: Tensor, turns: Tensor, half: int, eps: float, *, rotate: bool) -> Tensor:
     batch, tokens, width = x.shape
-    out, group = torch.empty(x.shape, dtype=x.dtype, device=x.device), _group(tokens)
+    group = _group(tokens)
     programs.rms_norm_kernel[(tokens // group, batch)](
         x, weight, turns, out,
         width, eps,

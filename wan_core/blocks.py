@@ -64,19 +64,19 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention among all tokens, queries and keys turned by their positions."""
 
-    def input_form(self, stream: Stream) -> Form:
-        """The form that `forward` takes."""
-        return self.form(stream, self.q, self.k, self.v)
-
-    def forward(self, x: Tensor | Rows8, stream: Stream, hooks: Hooks) -> Tensor:
-        """x [B, L, D], normed and modulated -> [B, L, D] to be added under a gate."""
-        q = self._turned(self.q(x), self.norm_q, stream)
-        k = self._turned(self.k(x), self.norm_k, stream)
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, stream: Stream, hooks: Hooks) -> Tensor:
+        """x [B, L, D] and the modulation of its norm [B, R, D] -> [B, L, D] to be added under a gate."""
+        form = self.form(stream, self.q, self.k, self.v)
+        y = kernels.modulated_norm(x, shift, scale, stream.spans, eps=self.eps, form=form)
+        q = self._turned(self.q(y), self.norm_q, stream)
+        k = self._turned(self.k(y), self.norm_k, stream)
+        v = self.v(y)
+        del y  # the attention needs its memory
         attend = _attend(hooks, attention_in_8_bits if hooks.in_eight_bits else attention)
-        out = attend(q.flatten(2), k.flatten(2), self.v(x), self.heads)
+        out = attend(q.flatten(2), k.flatten(2), v, self.heads)
         for hook in hooks.self_attention:
             out = hook(out, q, k)
-        del q, k  # the projection needs their memory
+        del q, k, v  # the projection needs theirs
         out = kernels.formed(out, self.form(stream, self.o))
         return self.o(out)
 
@@ -105,13 +105,16 @@ class CrossAttention(Attention):
             self.norm_k_img = ops.RMSNorm(config.dim, eps=config.eps, **place)
 
     def input_form(self, stream: Stream) -> Form:
-        """The form that `forward` takes."""
+        """The form that `queries` takes."""
         return self.form(stream, self.q)
 
-    def forward(self, x: Tensor | Rows8, stream: Stream, hooks: Hooks) -> Tensor:
-        """x [B, L, D], normed -> [B, L, D] to be added as it is."""
+    def queries(self, x: Tensor | Rows8, stream: Stream) -> Tensor:
+        """x [B, L, D], normed -> [B, L, D]; apart from the rest, so that nobody holds x any longer by then."""
+        return self.normed(self.q(x), self.norm_q, stream)
+
+    def forward(self, q: Tensor, stream: Stream, hooks: Hooks) -> Tensor:
+        """`queries` [B, L, D] -> [B, L, D] to be added as it is."""
         attend = _attend(hooks, attention)
-        q = self.normed(self.q(x), self.norm_q, stream)
         out = attend(q, *self._keys_and_values(stream.context, stream, hooks), self.heads)
         if stream.against is not None:
             k, v = self._keys_and_values(stream.against.text, stream, hooks)
@@ -119,7 +122,6 @@ class CrossAttention(Attention):
         for context in stream.extra_contexts:
             k = self.normed(self.k_img(context), self.norm_k_img, stream)
             out = out + attend(q, k, self.v_img(context), self.heads)
-        del q  # the projection needs its memory
         out = kernels.formed(out, self.form(stream, self.o))
         return self.o(out)
 
@@ -162,14 +164,16 @@ class Block(nn.Module):
         """x [B, L, D] -> [B, L, D]; `between` acts on the tokens before the feed-forward."""
         rows = stream.rows + self.ops.parameter(self, "modulation", stream.rows).unsqueeze(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.unbind(2)
-        spans, eps, form = stream.spans, self.eps, self.self_attn.input_form(stream)
-        y = kernels.modulated_norm(x, shift1, scale1, spans, eps=eps, form=form)
-        attended = self.self_attn(y, stream, hooks)
+        spans, eps = stream.spans, self.eps
+        attended = self.self_attn(x, shift1, scale1, stream, hooks)
         with self.ops.weights(self.norm3, stream.time) as (weight, bias):
             assert bias is not None
             form = self.cross_attn.input_form(stream)
             x, y = kernels.gated_add_norm(x, attended, gate1, spans, weight, bias, eps=eps, form=form)
-        attended = self.cross_attn(y, stream, hooks)
+        q = self.cross_attn.queries(y, stream)
+        del y, attended  # dead tokens in between leave gaps that nothing fits into
+        attended = self.cross_attn(q, stream, hooks)
+        del q
         form = self.ops.form(x.device, stream.dtype, self.ffn[0])
         if hooks.cross_attention or between:
             x = x + attended

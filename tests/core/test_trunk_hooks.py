@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import weakref
@@ -151,6 +152,26 @@ def test_tokens_before_the_blocks_are_let_go(model):
     finally:
         del model.embed
     assert alive == [True] + [False] * (model.num_layers - 1)
+
+
+def test_attentions_hold_no_tokens_but_their_own(model):
+    """What goes into a projection, or was added already, is gone: on a small card it is room for the result."""
+    held = []
+
+    def attend(q, k, v, heads):
+        gc.collect()
+        storages = {t.untyped_storage().data_ptr() for t in gc.get_objects() if is_tokens(t)}
+        held.append(len(storages - before))
+        return attention(q, k, v, heads)
+
+    def is_tokens(found):
+        return type(found) is torch.Tensor and found.shape[:2] == (1, TOKENS) and found.numel() >= TOKENS * model.dim
+
+    before = {t.untyped_storage().data_ptr() for t in gc.get_objects() if is_tokens(t)}
+    with torch.no_grad():
+        model(video(), STEP, prompt(), Hooks(attention=attend))
+    residual, qkv, query, earlier = 1, 3, 1, 1  # the block's own input stays, so that it can be tried again
+    assert held == [residual + qkv, earlier + residual + query] * model.num_layers
 
 
 class Failing:

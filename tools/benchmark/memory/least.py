@@ -20,6 +20,7 @@ from .cases import GIB
 
 GRAIN = 0.02  # of the result: where the bisection ends
 FIRST = 30 * GIB  # bytes that every phase does with
+REPORTED = 300  # characters of an error: PyTorch's says how much was asked for, and how much was free
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Found:
 
     case: Case
     allocated: float = 0.0  # by PyTorch at the peak, with room for all
+    sparing: float = 0.0  # by PyTorch at the peak of the last try that ran
     least: float = 0.0  # by bisection
     planned: float = 0.0
     seconds: float = 0.0  # of the second call, with room for all
@@ -115,11 +117,13 @@ def search(found: Found, case: Case, base: Path, balloon: Send) -> None:
         release()
         try:
             balloon(f"leave {size}")
+            torch.cuda.reset_peak_memory_stats()
             call()
             torch.cuda.synchronize()
+            found.sparing = round(torch.cuda.max_memory_allocated() / GIB, 3)
             problem = ""
         except Exception as error:  # noqa: BLE001  (whatever a lack of memory makes fail)
-            problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:REPORTED]}"
         gc.collect()
         return problem
 

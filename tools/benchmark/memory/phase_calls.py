@@ -67,7 +67,11 @@ def _sampling(shapes: str, precision: str, clip: Clip, folder: Path) -> tuple[Ca
     def call() -> Any:
         management.load_models_gpu([patcher])
         options = {"sample_sigmas": torch.tensor([1.0, 0.7, 0.0])}
-        return patcher.model.apply_model(x, sigma, c_crossattn=text, transformer_options=options, **conds)
+        patcher.pre_run()  # from here on weights are fetched ahead and have their places, as in a run
+        try:
+            return patcher.model.apply_model(x, sigma, c_crossattn=text, transformer_options=options, **conds)
+        finally:
+            patcher.cleanup()
 
     return call, memory.sampling(memory.Part.of(checkpoint), clip).vram / GIB
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # (q, k, v, heads) 
 Block = Callable[[Tensor, Stream], Tensor]  # (tokens, stream) -> tokens
 ReplaceBlock = Callable[[Tensor, Stream, Block], Tensor]  # (tokens, stream, the block itself) -> tokens
 AfterBlock = Callable[[int, Tensor, Stream], Tensor]  # (index, tokens, stream) -> tokens
+Answer = TypeVar("Answer")
 AtBlock = Callable[[int, int, tuple[int, int, int]], None]  # (index, number of blocks, grid of video tokens)
 
 
@@ -37,7 +38,7 @@ class Recovery:
     applies: Callable[[Exception], bool]  # whether it can help with this error
     run: Callable[[], None]  # called when the failed try's tensors are gone
 
-    def attempt(self, call: Callable[[], Tensor]) -> Tensor:
+    def attempt(self, call: Callable[[], Answer]) -> Answer:
         """What the call answers, the first time or, where the host could help, the second time."""
         try:
             return call()

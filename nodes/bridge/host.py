@@ -52,7 +52,7 @@ def prefetch_module() -> ModuleType | None:
         module = importlib.import_module("comfy.model_prefetch")
     except ImportError:
         return None
-    needed = ("make_prefetch_queue", "prefetch_queue_pop")
+    needed = ("make_prefetch_queue", "prefetch_queue_pop", "cleanup_prefetched_modules")
     return module if all(hasattr(module, name) for name in needed) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import comfy.ops
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...wan_core.weights.mapped import check_all
-from . import host
+from . import host, residency
 from .branches import BranchedLinear
 from .float8 import Float8Linear, form
 from .lookup import LookedUp
@@ -78,6 +79,25 @@ def stream(
     queue = prefetch.make_prefetch_queue(blocks, device, options)
     for index, block in enumerate(blocks):
         check_all(files)
-        prefetch.prefetch_queue_pop(queue, device, block)
+        residency.RECOVERY.attempt(_Fetch(prefetch, queue, device, block))
         yield index, block
     prefetch.prefetch_queue_pop(queue, device, None)
+
+
+class _Fetch:
+    """Sends a block's weights on their way, as often as it is called for the same block.
+
+    Where PyTorch keeps the memory that they need, the native call leaves its queue between two blocks.
+    """
+
+    def __init__(self, prefetch: ModuleType, queue: list[Any] | None, device: torch.device, block: nn.Module) -> None:
+        self.prefetch, self.queue, self.device, self.block = prefetch, queue, device, block
+        self.tried = False
+
+    def __call__(self) -> None:
+        if self.tried and self.queue is not None:
+            begun = [layer for layer in self.block.modules() if hasattr(layer, "_prefetch")]
+            self.prefetch.cleanup_prefetched_modules(begun)
+            self.queue.insert(0, None)
+        self.tried = True
+        self.prefetch.prefetch_queue_pop(self.queue, self.device, self.block)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -69,8 +69,14 @@ def catch_up() -> None:
 
     The CPU is blocks ahead of the GPU: until then, memory that is free again can be had only in the pieces it was in.
     """
-    logging.info("Wan: memory of the GPU ran out in a block; the block is tried again")
+    _note_short_memory()
     management.soft_empty_cache()
+
+
+@cache
+def _note_short_memory() -> None:
+    """Once for each loading: at the limit it is every block."""
+    logging.info("Wan: memory of the GPU ran out in a block; blocks for which it does are tried again")
 
 
 RECOVERY = Recovery(is_lack_of_memory, catch_up)
@@ -143,6 +149,7 @@ def held(patcher: Any, working: float) -> Iterator[None]:
 def _forget(patcher: Any, *_unused: Any) -> None:
     _SPARING.pop(patcher.model, None)
     _CLEARED.discard(patcher.model)
+    _note_short_memory.cache_clear()
 
 
 def _vbar(patcher: Any) -> Any:

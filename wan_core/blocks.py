@@ -170,8 +170,9 @@ class Block(nn.Module):
             assert bias is not None
             form = self.cross_attn.input_form(stream)
             x, y = kernels.gated_add_norm(x, attended, gate1, spans, weight, bias, eps=eps, form=form)
+        del attended  # dead tokens in between leave gaps that nothing fits into
         q = self.cross_attn.queries(y, stream)
-        del y, attended  # dead tokens in between leave gaps that nothing fits into
+        del y
         attended = self.cross_attn(q, stream, hooks)
         del q
         form = self.ops.form(x.device, stream.dtype, self.ffn[0])

@@ -23,8 +23,6 @@ from .kernels import Form, Rows8
 from .ops import Ops
 from .stream import Stream
 
-PARTS = 3  # of the tokens, so that their hidden ones take less than the attention does
-
 
 def _attend(hooks: Hooks, own: HostAttention) -> HostAttention:
     return own if hooks.attention is None else hooks.attention
@@ -147,6 +145,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.ops, self.eps = ops, config.eps
+        self.parts = math.ceil(config.ffn_dim / config.dim)  # of the tokens: hidden, one is no larger than all were
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.self_attn = SelfAttention(config, ops=ops, **place)
         self.norm3 = ops.LayerNorm(config.dim, eps=config.eps, **place)
@@ -191,5 +190,5 @@ class Block(nn.Module):
         form = self.ops.form(stream.time.device, stream.dtype, second)
         if not hooks.sparing:
             return second(kernels.gelu(first(y), form))
-        parts = kernels.split(y, math.ceil(stream.rotation.shape[1] / PARTS))
+        parts = kernels.split(y, math.ceil(stream.rotation.shape[1] / self.parts))
         return torch.cat([second(kernels.gelu(first(part), form)) for part in parts], dim=1)

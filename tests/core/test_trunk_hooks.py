@@ -122,13 +122,13 @@ def test_the_host_orders_the_blocks_and_casts_the_weights():
 
 
 def test_sparing_calls_take_the_feed_forward_in_parts(model, monkeypatch):
-    """The same numbers from a third of the hidden tokens at a time."""
+    """The same numbers; the hidden tokens of a part, 80 values in place of 48, fit where all tokens were."""
     whole, rows = model(video(), STEP, prompt()), []
     gelu = kernels.gelu
     monkeypatch.setattr(kernels, "gelu", lambda x, form: (rows.append(x.shape[1]), gelu(x, form))[1])
     out = model(video(), STEP, prompt(), Hooks(sparing=True))
     assert relative(out, whole) < 1e-6
-    assert len(rows) == 3 * model.num_layers and max(rows) == math.ceil(TOKENS / 3) and sum(rows[:3]) == TOKENS
+    assert len(rows) == 2 * model.num_layers and max(rows) == math.ceil(TOKENS / 2) and sum(rows[:2]) == TOKENS
 
 
 def test_tokens_before_the_blocks_are_let_go(model):

@@ -39,7 +39,8 @@ def held(row: dict, files: dict) -> float:
     if row["phase"] == "sampling":
         in_blocks = part.checkpoint.precision == "Q4_K"  # decoded for each layer; float8 is multiplied as it is
         tokens = clip.tokens(part.config)
-        return memory.activations(part.config, tokens, sparing=row["sparing"]) + in_blocks * part.weights.decoded
+        blocks = memory.activations(part.config, tokens, sparing=row["sparing"]) + in_blocks * part.weights.decoded
+        return blocks + memory.latents(part.config, tokens)
     if row["phase"] == "text encode":
         return memory.TEXT_WORKING
     working = memory.VAE_WORKING[8]

@@ -23,19 +23,24 @@ GIB = 2**30
 SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
 HALF = 2  # bytes of bfloat16 and float16
 
-CONTEXT = 0.6 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
-LIBRARIES = 0.27 * GIB  # more of it where cuDNN's convolutions are loaded
-EDGES = 0.6 * GIB  # of the card that holds neither weights nor tokens: pages with a part of a layer, conditionings
+FLOAT = 4  # of float32
+
+CONTEXT = 0.68 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
+LIBRARIES = 0.19 * GIB  # more of it where cuDNN's convolutions are loaded
+BESIDE = 0.32 * GIB  # of a run: texts, conditionings, pages with other models' small layers
+EDGES = 0.52 * GIB  # of the card that holds neither weights nor tokens: pages with a part of a layer, conditionings
 IN_FLIGHT = 2  # blocks that room is left for: the one that computes and the next
 FETCHED = 1.5  # blocks that have to be there: where room is short, only a part of the next
-FIXED = 0.45 * GIB  # of a forward, whatever the clip: workspaces, time embedding, texts
-HELD = 3.05  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
-HELD_SPARING = 5.75  # where the feed-forward takes its tokens in parts: most are there in the attention
-HELD_MORE = {"vace_dim": 2.4, "audio_dim": 2.0, "pose_dim": 2.2}  # for what adapters add to the blocks
-ROOM = 3.2  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
-ROOM_SPARING = 1.95  # where weights come and go, which then take what is left
-GAPS_FROM, GAPS = 32_760, 0.45  # tokens from which PyTorch's memory has gaps, and the power with which these grow
-DECODED_GAPS = 6  # matrices of the size of the largest that is decoded, kept between the tokens
+FIXED = 0.1 * GIB  # of a forward, whatever the clip: workspaces, time embedding
+HELD = 3.85  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
+HELD_SPARING = 5.05  # where the feed-forward takes its tokens in parts: in the attention, its result among them
+HELD_MORE = {"vace_dim": 2.7, "audio_dim": 2.5, "pose_dim": 2.6}  # for what adapters add to the blocks
+GAPS = 0.75  # more that fit into no gap of PyTorch's memory
+LATENTS = 12  # in float32: noise, conditionings, both prompts' answers, those that the solver remembers
+ROOM = 3.1  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
+ROOM_SPARING = 2.25  # where weights come and go, which then take what is left
+ROOM_FIXED = 0.54 * GIB  # of both
+DECODED = 2  # matrices of the size of the largest that is decoded, kept between the tokens
 TEXT_WORKING = 0.3 * GIB  # 512 tokens in UMT5-XXL
 TOKEN_TABLES = ("shared.", "token_embedding.", "token_embd.", "encoder.embed_tokens.")  # looked up in RAM
 BLOCK = re.compile(r"(?:blocks|encoder\.block|enc\.blk)\.\d+\.")  # of a model, of UMT5 in its spellings
@@ -152,11 +157,19 @@ class Phase:
     canvas: float = 0.0  # RAM that these are joined in
 
 
-def activations(config: TransformerConfig, tokens: int, *, sparing: bool) -> float:
-    """Bytes of a batch's tokens at the fullest moment of a block; sparing: the feed-forward takes them in parts."""
+def activations(config: TransformerConfig, tokens: int, *, sparing: bool, gaps: float = 0.0) -> float:
+    """Bytes of a batch's tokens at the fullest moment of a block; sparing: the feed-forward takes them in parts.
+
+    `gaps` are counted in tensors of all tokens.
+    """
     held = HELD_SPARING if sparing else HELD + config.ffn_dim / config.dim
     held += sum(more for size, more in HELD_MORE.items() if getattr(config, size))
-    return FIXED + held * tokens * config.dim * HALF
+    return FIXED + (held + gaps) * tokens * config.dim * HALF
+
+
+def latents(config: TransformerConfig, tokens: int) -> float:
+    """Bytes of the latents that a run keeps beside the tokens."""
+    return LATENTS * FLOAT * config.out_dim * math.prod(config.patch_size) * tokens
 
 
 @dataclass(frozen=True)
@@ -173,21 +186,21 @@ def residence(config: TransformerConfig, tokens: int, *, size: float, fetched: f
 
     `fetched` bytes are those that are on their way for the blocks that compute and come next.
     """
-    working = ROOM * activations(config, tokens, sparing=False)
+    working = ROOM_FIXED + ROOM * activations(config, tokens, sparing=False)
     if size + working <= free:
         return Residence(size, working, sparing=False)
-    working = ROOM_SPARING * activations(config, tokens, sparing=True) + fetched
+    working = ROOM_FIXED + ROOM_SPARING * activations(config, tokens, sparing=True) + fetched
     return Residence(min(size, max(0.0, free - working)), working, sparing=True)
 
 
 def sampling(model: Part, clip: Clip) -> Phase:
     """The forwards of one expert, one prompt after the other."""
     tokens, weights = clip.tokens(model.config) * clip.batch, model.weights
-    gaps = max(1.0, tokens / GAPS_FROM) ** GAPS
-    working = gaps * activations(model.config, tokens, sparing=True)
+    working = activations(model.config, tokens, sparing=True, gaps=GAPS) + latents(model.config, tokens)
     if model.checkpoint.in_blocks:
-        working += DECODED_GAPS * weights.decoded
-    return Phase("sampling", CONTEXT + weights.kept + FETCHED * weights.fetched + working, PROCESS + PINNED)
+        working += DECODED * weights.decoded
+    needed = CONTEXT + BESIDE + weights.kept + FETCHED * weights.fetched + working
+    return Phase("sampling", needed, PROCESS + PINNED)
 
 
 def text_encode(text_encoder: Part) -> Phase:

@@ -118,3 +118,12 @@ def test_the_least_ram_is_found_to_its_grain() -> None:
     least, tries = least_ram.search(lambda size: "" if size >= 3 * cases.GIB else "killed for memory")
     assert least is not None and 3 * cases.GIB <= least <= 3 * cases.GIB / (1 - least_ram.GRAIN)
     assert {problem for size, problem in tries if size < 3} == {"killed for memory"}
+
+
+def test_a_card_is_named_by_its_size_or_by_what_is_free_of_it() -> None:
+    found = cases.cards(["whole", "12", "3.5GiB"], [25.0, 12.5])
+    names = ["whole", "12 GB, 25 GB/s", "12 GB, 12.5 GB/s", "3.5GiB, 25 GB/s", "3.5GiB, 12.5 GB/s"]
+    assert [card.name for card in found] == names
+    assert [card.vram for card in found] == [None, *[11 * cases.GIB] * 2, *[3.5 * cases.GIB] * 2]
+    with pytest.raises(ValueError):
+        cases.named("large")

@@ -93,15 +93,29 @@ def card(name: str, gib: float, ram: int, rate: float | None) -> Card:
 
 
 FREE = {"8": (7.2, 24), "12": (11, 32), "16": (15, 32), "24": (23, 32)}  # card -> GiB free, GiB of RAM
+RAM = 32  # GiB beside a card that is named by what is free
+
+
+def named(name: str) -> str:
+    """The name of a card: "8" and the like, "whole", or GiB that are free ("3.5GiB").
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if name not in ("whole", *FREE):
+        float(name.removesuffix("GiB"))
+    return name
 
 
 def cards(names: list[str], rates: list[float]) -> list[Card]:
-    """The cards of these sizes ("8"... or "whole"), each at every rate."""
+    """The cards of these names, each at every rate."""
     found = []
     for name in names:
         if name == "whole":
             found.append(Card("whole", None, None))
-        else:
+        elif name in FREE:
             gib, ram = FREE[name]
             found.extend(card(f"{name} GB", gib, ram, rate) for rate in rates)
+        else:
+            found.extend(card(name, float(name.removesuffix("GiB")), RAM, rate) for rate in rates)
     return found

@@ -38,7 +38,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=cases.MODELS, default=["t2v-fp8", "t2v-Q4_K"])
     parser.add_argument("--clip", choices=cases.CLIPS, default="480p81")
-    parser.add_argument("--cards", nargs="+", choices=["whole", *cases.FREE], default=["whole", "12"], help="GB")
+    sizes = f"GB: {', '.join(cases.FREE)}, or whole; or what is free of one, as 3.5GiB"
+    parser.add_argument("--cards", nargs="+", type=cases.named, default=["whole", "12"], help=sizes)
     parser.add_argument("--rates", nargs="+", type=float, default=[25.0], help="GB/s from RAM to the GPU")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["WanCore", "ComfyUI"])
     parser.add_argument("--runs", type=int, default=2, help="runs of the prompt in one process, the first one cold")

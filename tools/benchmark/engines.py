@@ -12,6 +12,7 @@ import comfy.model_management as management
 import comfy.ops
 import comfy.sd
 import torch
+from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
@@ -34,6 +35,7 @@ class Engine:
     ready: Callable[[Path, torch.dtype | None, Given], Call]  # file, dtype of weights and computing (None: the file's)
     kinds: tuple[str, ...] = PLAIN
     cudnn_first: bool = False
+    by_name_only: bool = False  # left out where no engines are named
 
 
 def _load_native(path: Path, dtype: torch.dtype | None) -> Any:
@@ -64,6 +66,11 @@ def _with_loras(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
     return forward(model, given)
 
 
+def _compiled(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
+    compiled = TorchCompileModel.execute(load_model(str(path), dtype=dtype), "inductor")
+    return forward(compiled.args[0], given)
+
+
 OURS = Engine("WanCore", _ours, (*PLAIN, "Q8_0", "Q4_K"))
 IN_8_BITS = Engine("WanCore, 8-bit attention", _in_8_bits)
 NATIVE = Engine("ComfyUI as shipped", _native)
@@ -75,6 +82,7 @@ ENGINES = (
     Engine("diffusers, cuDNN", diffusers.ready_with_cudnn, ("bf16",)),
     OURS,
     IN_8_BITS,
+    Engine("WanCore, TorchCompileModel", _compiled, by_name_only=True),
     Engine("WanCore, two LoRAs beside", _with_loras, ("bf16", "fp8 scaled", "Q8_0", "Q4_K")),
 )
 
@@ -107,4 +115,5 @@ def forward(patcher: Any, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], 
     management.load_models_gpu([patcher, *patcher.get_nested_additional_models()])  # those are LoRAs
     patcher.pre_run()  # a later call is a later step of one run
     options = {**patcher.model_options.get("transformer_options", {}), "sample_sigmas": torch.tensor([1.0, 0.7, 0.0])}
+    options["wrappers"] = patcher.wrappers
     return lambda: patcher.model.apply_model(latent, sigma, c_crossattn=text, transformer_options=dict(options))

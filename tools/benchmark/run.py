@@ -31,8 +31,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     names = [*workloads.FORWARDS, *workloads.CLIPS, "error"]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to measure (default: all)")
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS], default=[*KINDS], help="of files (default: all)")
-    engines = [engine.name for engine in ENGINES]
-    parser.add_argument("--engines", nargs="+", choices=engines, default=engines, help="to compare (default: all)")
+    engines, usual = ([e.name for e in ENGINES if not (e.by_name_only and usual)] for usual in (False, True))
+    parser.add_argument("--engines", nargs="+", choices=engines, default=usual, help=f"default: {', '.join(usual)}")
     parser.add_argument("--layers", type=int, help="blocks of each transformer (default: all)")
     parser.add_argument("--runs", type=int, default=3, help="calls after the first one (default: 3)")
     parser.add_argument("--smoke", action="store_true", help="small sizes, once: only to see that everything runs")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from measure_minutes import prompt_of, row
-from refresh_minutes import HEAD, TABLE, refresh, rounded, seconds_of, span
+from refresh_minutes import HEAD, TABLE, refresh, rounded, seconds_of, span, times
 from setup.places import ROOT
 
 S2V = "Wan 2.2 Sound to Video"
@@ -30,6 +30,23 @@ def test_every_workflow_but_the_long_one_has_its_own():
 def test_all_blocks_count():
     parts = {"text": 1, "conditioning": 2, "pass": 0.5, "blocks": 0.4, "measured_blocks": 10, "of": 40, "passes": 4}
     assert seconds_of({**parts, "decode": 3, "save": 1}) == pytest.approx(1 + 2 + 4 * (0.1 + 1.6) + 3 + 1)
+    assert seconds_of({**parts, "decode": 3, "save": 1}, 1.5) == pytest.approx(1 + 2 + 1.5 * 4 * (0.1 + 1.6) + 3 + 1)
+
+
+def test_cards_without_float8_take_longer_with_files_in_it():
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    longer = {}
+    for title in ("Wan 2.2 Text to Video", "Wan 2.2 Text to Video GGUF"):
+        told = times(title, table), times(title, {**table, "without_float8": {"cards": [], "pass": 1.18}})
+        longer[title] = {card for card in table["times_as_long"] if len({row_of(note, card) for note in told}) == 2}
+    assert longer == {
+        "Wan 2.2 Text to Video": {"RTX 3090 24 GB", "RTX 3060 12 GB"},
+        "Wan 2.2 Text to Video GGUF": set(),
+    }
+
+
+def row_of(note: str, card: str) -> str:
+    return next(line for line in note.splitlines() if card in line)
 
 
 def test_minutes_are_rounded_for_people():
@@ -52,7 +69,7 @@ def test_a_row_is_that_of_the_second_run():
     }
     found = {"runs": [{"phases": [], "forwards": []}, second]}
     measured = row(found, steps=2, blocks=(10, 40))
-    assert measured.keys() - {"passes"} == set(json.loads(TABLE.read_text())["workflows"][S2V]) - {"like", "passes"}
+    assert measured.keys() - {"passes"} == set(json.loads(TABLE.read_text())["workflows"][S2V]) - {"like", "passes", "float8"}
     assert seconds_of({**measured, "passes": 20}) == pytest.approx(2 + 5 + 20 * (1 + 4 * 5) + 1.5)
 
 

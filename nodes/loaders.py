@@ -51,8 +51,8 @@ class WanCoreLoadModels(io.ComfyNode):
                     "low_model",
                     options=[AUTO, NONE, *models],
                     default=AUTO,
-                    tooltip="The low-noise expert of an A14B pair. auto: the file in the same folder whose name says "
-                    "low where the model's says high. none: the model is sampled alone.",
+                    tooltip="The low-noise expert of an A14B pair. auto: the file whose name says low where the "
+                    "model's says high, in the same folder or its twin (HighNoise, LowNoise). none: the model alone.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
@@ -113,7 +113,7 @@ class WanCoreLoadDiffusionModel(io.ComfyNode):
             node_id="WanCoreLoadDiffusionModel",
             display_name="Wan Load Diffusion Model",
             category=CATEGORY,
-            description="Loads one Wan diffusion model: one expert of an A14B pair, or TI2V-5B.",
+            description="Loads one Wan model: an expert of a pair, or the 5B, S2V, Animate, VACE, Fun or Wan 2.1.",
             search_aliases=["unet loader", "load wan model"],
             inputs=[
                 io.Combo.Input(

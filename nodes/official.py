@@ -28,14 +28,21 @@ class WanCoreOfficialSigmas(io.ComfyNode):
                     default=next(iter(SCHEDULES)),
                     tooltip="Whose schedule: UniPC is the official default; euler is that of the 4-step LoRAs.",
                 ),
-                io.Int.Input("steps", default=40, min=1, max=LAST_STEP, tooltip="Number of steps, 4 to 50."),
+                io.Int.Input(
+                    "steps",
+                    default=40,
+                    min=1,
+                    max=LAST_STEP,
+                    tooltip="Number of steps: 40 for T2V, I2V and S2V, 50 for the 5B, Fun and VACE, 20 for Animate, 4 "
+                    "with the 4-step LoRAs.",
+                ),
                 io.Float.Input(
                     "shift",
                     default=5.0,
                     min=0.1,
                     max=100.0,
                     step=0.1,
-                    tooltip="12 for text to video, 5 for image to video and the 4-step LoRAs.",
+                    tooltip="12 for T2V and VACE, 3 for S2V, 5 for the other 2.2 models and the 4-step LoRAs.",
                 ),
                 io.Float.Input(
                     "denoise",

@@ -40,7 +40,7 @@ def _guidance_inputs(default: str = FROM_PRESET) -> list[io.Input]:
             max=100.0,
             step=0.1,
             advanced=True,
-            tooltip=f"Guidance scale of the {expert}. 3 to 5 is usual, 1 takes half the time and suits distilled "
+            tooltip=f"Guidance scale of the {expert}. 3 to 6 is usual, 1 takes half the time and suits distilled "
             f"models. {default}",
         )
 
@@ -125,7 +125,8 @@ class WanCoreKSampler(io.ComfyNode):
                     "preset",
                     options=[AUTO, *PRESETS],
                     default=AUTO,
-                    tooltip="auto: fast where all models carry a step-distillation LoRA, else official. "
+                    tooltip="auto: fast where all models carry a 4-step LoRA of Wan LoRA Pair, told by its name "
+                    "(lightx2v, Lightning, Turbo, 4steps), else official. "
                     + "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
                     + ". A setting below that is not 0 or auto wins.",
                 ),

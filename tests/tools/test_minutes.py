@@ -69,7 +69,11 @@ def test_a_row_is_that_of_the_second_run():
     }
     found = {"runs": [{"phases": [], "forwards": []}, second]}
     measured = row(found, steps=2, blocks=(10, 40))
-    assert measured.keys() - {"passes"} == set(json.loads(TABLE.read_text())["workflows"][S2V]) - {"like", "passes", "float8"}
+    assert measured.keys() - {"passes"} == set(json.loads(TABLE.read_text())["workflows"][S2V]) - {
+        "like",
+        "passes",
+        "float8",
+    }
     assert seconds_of({**measured, "passes": 20}) == pytest.approx(2 + 5 + 20 * (1 + 4 * 5) + 1.5)
 
 

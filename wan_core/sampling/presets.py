@@ -82,7 +82,7 @@ def resolve(wishes: Settings, task: Task, *, distilled: bool, experts: int = 1) 
             "This preset needs models that are distilled to a few steps",
             where="preset",
             found=f"{name}, and a model without a step-distillation LoRA",
-            remedy="Put Wan LoRA Pair with the 4-step LoRAs before the sampler, or choose auto",
+            remedy="Put LoRAs with lightx2v, Lightning or 4steps in their names on with Wan LoRA Pair, or choose auto",
         )
     default = Settings(
         steps=task.steps,

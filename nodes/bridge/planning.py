@@ -16,7 +16,7 @@ import torch
 
 from ...wan_core.errors import WanError
 from ...wan_core.geometry import FRAME_STRIDE
-from ...wan_core.media.atomic import partial_file
+from ...wan_core.media.atomic import USER_FOLDER, partial_file
 from ...wan_core.planner import pace
 from ...wan_core.planner.memory import GIB, Clip, Part, compression_of
 from ...wan_core.planner.overview import overview, overview_of
@@ -89,7 +89,7 @@ def learn(card: str, what: str, measured: float, expected: float) -> None:
         stored = {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial_file(path.parent, path.name) as part:
+        with partial_file(path.parent, path.name, USER_FOLDER) as part:
             text = json.dumps({**stored, card: known}, indent=1)
             part.path.write_text(text, encoding="utf-8")
             part.replace(path)

@@ -368,7 +368,6 @@ def test_report_counts_the_seconds_left():
     assert report.line(3, 4, 116.0) == "step 4 of 4, low expert, sigma 0.600, 0 s left"
     report.part = Part(1, 3)
     assert report.line(3, 4, 116.0).endswith(", 8 s left"), "with those of the last part"
-    assert [preview.duration(s) for s in (59.4, 125, 3800)] == ["59 s", "2 min 5 s", "1 h 3 min"]
 
 
 def test_report_tells_the_memory_of_a_gpu(monkeypatch):

@@ -93,3 +93,13 @@ class Pace:
     def learned(self, what: str, measured: float, expected: float) -> Pace:
         """With one more measurement; the newest counts."""
         return Pace({**self.factors, what: measured / expected})
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text: "7 s", "2 min 5 s", "1 h 3 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -72,12 +72,8 @@ def pace_file() -> Path:
 
 
 def learned(card: str) -> pace.Pace:
-    """What runs on this card have taken; nothing where the file is absent or not ours."""
-    try:
-        found = json.loads(pace_file().read_text(encoding="utf-8")).get(card, {})
-        return pace.Pace({what: float(factor) for what, factor in found.items()})
-    except (OSError, ValueError, AttributeError):
-        return pace.Pace({})
+    """What runs on this card have taken."""
+    return pace.read(pace_file(), card)
 
 
 def learn(card: str, what: str, measured: float, expected: float) -> None:

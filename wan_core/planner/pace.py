@@ -7,8 +7,10 @@ is what matrix products and attention reach there. H200: measured inside a forwa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config import TransformerConfig
 
@@ -93,6 +95,18 @@ class Pace:
     def learned(self, what: str, measured: float, expected: float) -> Pace:
         """With one more measurement; the newest counts."""
         return Pace({**self.factors, what: measured / expected})
+
+
+def read(path: Path, card: str) -> Pace:
+    """What runs on this card have taken, from the JSON {card: factors}; nothing where it is absent or not of that form.
+
+    The file lies in ComfyUI's user folder, where anybody may write: what is in it never stops a run.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get(card, {})
+        return Pace({what: float(factor) for what, factor in found.items()})
+    except (OSError, ValueError, AttributeError, TypeError):
+        return Pace({})
 
 
 def duration(seconds: float) -> str:

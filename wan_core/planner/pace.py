@@ -82,7 +82,8 @@ def work(config: TransformerConfig, tokens: int, batch: int = 1) -> Work:
 class Pace:
     """What runs on one GPU have taken, beside what arithmetic expects: {what: measured seconds / expected ones}.
 
-    Keys are `what` ran ("forward fp8_e4m3fn rows8"); work of another size is scaled by the same factor.
+    Keys are those of plan.what ("forward, width 5120, fp8_e4m3fn scaled_fp8"); work of another size is scaled by the
+    same factor.
     """
 
     factors: Mapping[str, float]

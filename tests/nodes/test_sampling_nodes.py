@@ -236,7 +236,7 @@ class TestErrors:
 
     def test_low_of_another_task(self, pair):
         error = self.raises(WrongModelError, "low", (pair[0], native_model(3, in_dim=36)))
-        assert "I2V" in error.found and "T2V" in error.expected
+        assert "I2V" in error.found and "T2V" in error.expected and "Wan Load Models" in error.remedy
 
     def test_latent_of_another_vae(self, pair):
         error = self.raises(InputError, "latent", pair, latent={"samples": noise(channels=48)})

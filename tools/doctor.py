@@ -7,7 +7,6 @@ against each other. Exits with 1 if something is wrong.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -22,8 +21,8 @@ from pack import ROOT, import_pack
 
 import_pack()
 from wancore.wan_core.paths import OVERRIDE, Card, named_card  # noqa: E402
+from wancore.wan_core.planner import pace  # noqa: E402
 from wancore.wan_core.planner.overview import overview_of  # noqa: E402
-from wancore.wan_core.planner.pace import Pace  # noqa: E402
 from wancore.wan_core.planner.plan import Machine  # noqa: E402
 from wancore.wan_core.weights.doctor import diagnose  # noqa: E402
 
@@ -66,13 +65,10 @@ def machine(named: Card) -> Machine:
         return Machine(ram=ram)
 
 
-def learned(name: str) -> Pace:
+def learned(name: str) -> pace.Pace:
     """What runs on this card have taken, where the pack lies in a ComfyUI; see nodes/bridge/planning.py."""
     user = Path(os.environ.get("COMFYUI_PATH") or ROOT.parent.parent) / "user"
-    try:
-        return Pace(json.loads((user / "wancore" / "pace.json").read_text(encoding="utf-8")).get(name, {}))
-    except (OSError, ValueError):
-        return Pace({})
+    return pace.read(user / "wancore" / "pace.json", name)
 
 
 def main() -> int:

@@ -19,11 +19,13 @@ from ...wan_core.errors import WrongModelError
 from ...wan_core.geometry import Size
 from ...wan_core.image_conditioning import cover
 from ...wan_core.tasks import ANIMATE_14B
+from ...wan_core.weights.downloads import with_address
 from .clips import ClipPlan, Job, Latent, with_values
 from .decoding import decode_chunks
 from .facts import ModelFacts
 from .images import CONCAT_LATENT, CONCAT_MASK, encode_clip
 
+ANIMATE_FILE = "Wan2_2-Animate-14B_fp8_e4m3fn_scaled_KJ.safetensors"
 FACE_SIDE = 512  # pixels; what the motion encoder takes
 POSES, FACES = "pose_video_latent", "face_video_pixels"  # in a CONDITIONING
 
@@ -63,8 +65,7 @@ class AnimateClips(ClipPlan):
                 where=facts.path or "high",
                 found=facts.task.title,
                 expected=ANIMATE_14B.title,
-                remedy="Load wan2.2_animate_14B_bf16.safetensors, or take the latent from the node of this model's "
-                "task",
+                remedy=f"Load {with_address(ANIMATE_FILE)}, or take the latent from the node of this model's task",
             )
 
     def begun(self) -> AnimateClips:

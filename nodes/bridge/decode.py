@@ -133,7 +133,8 @@ def _checked(samples: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
             "The latent holds values that are not numbers",
             where="latent",
             found="NaN or infinity",
-            remedy="Sample again with weight_dtype bf16 and without attention overrides; check the LoRA strengths",
+            remedy="Sample again without flags that choose an attention and with LoRA strengths of at most 1; "
+            "load an fp16 file with Wan Load Diffusion Model, weight_dtype (advanced) bf16",
         )
     return samples
 

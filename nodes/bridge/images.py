@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_management
 import node_helpers
 import torch
@@ -16,6 +15,7 @@ from ...wan_core import geometry
 from ...wan_core.image_conditioning import Keyframe, clip_parts, known_mask, pixel_parts
 from ...wan_core.planner.memory import LEAST_TILE, OVERLAP
 from ...wan_core.vae.causal import CausalVAE
+from .latents import LATENT_FORMATS
 from .residency import is_lack_of_memory
 from .soundness import check_vae
 
@@ -50,8 +50,7 @@ def encode_clip(vae: Any, clip: Tensor) -> Tensor:
 
 def blank_latent(like: Tensor) -> Tensor:
     """A raw latent that the model's normalisation turns to zero: what the models get where there is no picture."""
-    formats = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
-    return formats[like.shape[1]]().process_out(torch.zeros_like(like))
+    return LATENT_FORMATS[like.shape[1]]().process_out(torch.zeros_like(like))
 
 
 def with_conditions(conditionings: Sequence[Any], values: dict[str, Any], *, append: bool = False) -> list[Any]:

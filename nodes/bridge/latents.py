@@ -9,17 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_management
 import torch
 
 from ...wan_core import geometry
 from ...wan_core.errors import WrongModelError
 from ...wan_core.tasks import T2V_A14B, TI2V_5B, Task
+from ...wan_core.weights.pairing import VAE_FILES
 
 EMPTY_SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of native empty latents for any model
 FRAME_RATE = "wan_frame_rate"
 REFERENCES = "wan_references"  # (latent frames in front of the clip, all latent frames)
-_FILE_OF_CHANNELS = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
+LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}  # by channels
 NETWORKS = "comfy.ldm."  # where the native networks are, each family in a package of its own
 _TASK_OF_CHANNELS = {task.latent_channels: task for task in (T2V_A14B, TI2V_5B)}
 
@@ -68,7 +70,7 @@ def _not_wan(found: str, expected: str) -> WrongModelError:
         where="vae",
         found=found,
         expected=expected,
-        remedy=f"Load {_FILE_OF_CHANNELS[16]} for the 14B models or {_FILE_OF_CHANNELS[48]} for the 5B",
+        remedy=f"Load {VAE_FILES[16]} for the 14B models or {VAE_FILES[48]} for the 5B",
     )
 
 
@@ -85,7 +87,7 @@ def grid_for(vae: Any, task: Task, what: str) -> LatentGrid:
             where="vae",
             found=f"{grid.channels} latent channels",
             expected=f"{task.latent_channels}",
-            remedy=f"Load {_FILE_OF_CHANNELS[task.latent_channels]}",
+            remedy=f"Load {VAE_FILES[task.latent_channels]}",
         )
     return grid
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-import comfy.latent_formats
 import torch
 from torch import Tensor
 
@@ -28,12 +27,11 @@ from ...wan_core.tasks import I2V_21, I2V_A14B, T2V_1_3B, T2V_A14B, TI2V_5B
 from .clips import ClipPlan, Job, Latent
 from .decoding import decode_chunks
 from .facts import ModelFacts
-from .images import CONCAT_LATENT, CONCAT_MASK, encode_keyframes
+from .images import CONCAT_LATENT, CONCAT_MASK, blank_latent, encode_keyframes
 from .latents import grid_for, grid_of
 
 TASKS = (T2V_A14B, I2V_A14B, TI2V_5B, T2V_1_3B, I2V_21)
 LATENTS, PICTURE = "latents", "picture and latents"
-FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
 LEAD = 8  # latent frames from which the decoder has settled, for the picture before a segment
 
 
@@ -89,7 +87,7 @@ class LongClips(ClipPlan):
         if number == 0:
             return Job(latent, self._without_end(positive), self._without_end(negative))
         known, pictures = self._known()
-        samples = _empty(known, self.latents)
+        samples = blank_latent(known[:, :, :1].repeat(1, 1, self.latents, 1, 1))
         samples[:, :, : self.overlap] = known
         mask = torch.ones_like(samples[:, :1])
         mask[:, :, : self.overlap] = 0
@@ -210,8 +208,3 @@ def _ending(mask: Tensor) -> int:
     if all(known):
         return 0
     return known[::-1].index(False)
-
-
-def _empty(known: Tensor, frames: int) -> Tensor:
-    """What the model's normalisation turns to zero, in the shape of a segment."""
-    return FORMATS[known.shape[1]]().process_out(torch.zeros_like(known[:, :, :1]).repeat(1, 1, frames, 1, 1))

@@ -27,10 +27,9 @@ from ...wan_core.weights.wholeness import check_tensors, check_types, network_of
 from . import host, lora_table, residency, soundness, texts
 from .branches import keep_quantised
 from .hosted import HostedTransformer
+from .latents import LATENT_FORMATS
 from .quantised import UNMARKED, native_form
 from .reading import files_of, read_tensors
-
-LATENT_FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
 
 
 class WanModel(comfy.model_base.WAN21):

@@ -34,7 +34,7 @@ class Pair:
                 where=other.path or "low",
                 found=f"{other.task.title} with {other.in_dim} input channels",
                 expected=f"{facts.task.title} with {facts.in_dim}, as {facts.path or 'the high model'}",
-                remedy="Load both experts of one model",
+                remedy="Take high and low from one Wan Load Models, or files whose names differ in high and low only",
             )
         return cls(high, low, facts, other)
 

@@ -16,7 +16,7 @@ import torch
 
 from ...wan_core.errors import WanError
 from ...wan_core.geometry import FRAME_STRIDE
-from ...wan_core.media.atomic import partial_file
+from ...wan_core.media.atomic import USER_FOLDER, partial_file
 from ...wan_core.planner import pace
 from ...wan_core.planner.memory import GIB, Clip, Part, compression_of
 from ...wan_core.planner.overview import overview, overview_of
@@ -72,12 +72,8 @@ def pace_file() -> Path:
 
 
 def learned(card: str) -> pace.Pace:
-    """What runs on this card have taken; nothing where the file is absent or not ours."""
-    try:
-        found = json.loads(pace_file().read_text(encoding="utf-8")).get(card, {})
-        return pace.Pace({what: float(factor) for what, factor in found.items()})
-    except (OSError, ValueError, AttributeError):
-        return pace.Pace({})
+    """What runs on this card have taken."""
+    return pace.read(pace_file(), card)
 
 
 def learn(card: str, what: str, measured: float, expected: float) -> None:
@@ -89,7 +85,7 @@ def learn(card: str, what: str, measured: float, expected: float) -> None:
         stored = {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial_file(path.parent, path.name) as part:
+        with partial_file(path.parent, path.name, USER_FOLDER) as part:
             text = json.dumps({**stored, card: known}, indent=1)
             part.path.write_text(text, encoding="utf-8")
             part.replace(path)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...wan_core.planner.pace import duration
 from . import live_view
 from .progress import ONLY, Part
 from .show import send_text, show_on_node
@@ -68,13 +69,3 @@ def memory_text(device: torch.device) -> str:
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free again for the run
     return f", VRAM {(total - free - reserved) / 2**30:.1f} of {total / 2**30:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text: "7 s", "2 min 5 s", "1 h 3 min"."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...wan_core.errors import OutputError
-from ...wan_core.media.atomic import disk_errors, partial_file
+from ...wan_core.media.atomic import TEMP_FOLDER, USER_FOLDER, disk_errors, partial_file
 from .clips import Job
 from .identity import graph_digest, model_identity
 from .replay import WRITE_ERRORS, digest, make_room, mark_used
@@ -66,7 +67,7 @@ class Segments:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         size = sum(tensor.nbytes for tensor in tensors.values())
         try:
-            with partial_file(self.folder, key) as partial:
+            with partial_file(self.folder, key, USER_FOLDER) as partial:
                 make_room(self.folder, size, keep=self.used, budget=BUDGET)
                 if shutil.disk_usage(self.folder).free - size < LEAST_FREE:
                     logging.warning("Wan: the disk of %s is nearly full; a finished clip is not kept", self.folder)
@@ -90,7 +91,7 @@ class Timeline:
 
     def __init__(self) -> None:
         folder = Path(folder_paths.get_temp_directory())
-        with disk_errors(folder):
+        with disk_errors(folder, TEMP_FOLDER):
             folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix="wan_latents_", dir=folder)
         self.path = Path(name)
@@ -102,12 +103,12 @@ class Timeline:
         """Adds [B, C, T, H, W] behind what is there."""
         frames = samples.detach().cpu().movedim(2, 0).contiguous()
         self.frames, self.like = self.frames + len(frames), frames[:0]
-        with disk_errors(self.path.parent):
+        with disk_errors(self.path.parent, TEMP_FOLDER):
             self.file.write(frames.flatten().view(torch.uint8).numpy().tobytes())
 
     def joined(self) -> Tensor:
         """Everything, [B, C, T, H, W]; what is written into it stays in memory. The file goes with it."""
-        with disk_errors(self.path.parent):
+        with disk_errors(self.path.parent, TEMP_FOLDER):
             self.file.close()
         shape = (self.frames, *self.like.shape[1:])
         size = torch.Size(shape).numel()
@@ -117,7 +118,8 @@ class Timeline:
 
     def drop(self) -> None:
         """Removes the file of a run that did not come to its end."""
-        self.file.close()
+        with suppress(OSError):  # on a full disk, bytes that could not be written before cannot be now
+            self.file.close()
         self._remove()
 
     def _remove(self) -> None:

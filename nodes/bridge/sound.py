@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ...wan_core.audio.buckets import FRAME_RATE, buckets
 from ...wan_core.audio.clips import LEAD_IN, Clip, fitting_size, frames_of_sound, plan_clips
-from ...wan_core.errors import InputError, WrongModelError
+from ...wan_core.errors import InputError
 from ...wan_core.geometry import CUSTOM, Size, require_side
 from ...wan_core.tasks import S2V_14B
 from .audio_encoder import sound_features
 from .clips import CLIPS, with_values
 from .latents import FRAME_RATE as RATE_KEY
-from .latents import grid_of
+from .latents import grid_for
 from .sound_clips import SoundClips, silent
 from .soundness import check_vae
 
@@ -80,15 +80,7 @@ def sound_to_video(
         InputError: see plan_clips; the encoder gives no features.
         WrongModelError: the VAE makes other latents than S2V's.
     """
-    grid = grid_of(vae)
-    if grid.channels != S2V_14B.latent_channels:
-        raise WrongModelError(
-            "This VAE does not fit sound to video",
-            where="vae",
-            found=f"{grid.channels} latent channels",
-            expected=f"{S2V_14B.latent_channels}",
-            remedy="Load wan_2.1_vae.safetensors",
-        )
+    grid = grid_for(vae, S2V_14B, "sound to video")
     clips = plan_clips(frames, clip_frames)
     features = sound_features(scene.audio_encoder, scene.audio, LEAD_IN / FRAME_RATE)
     sound = buckets(features, clip_frames).features.permute(1, 2, 0)[None]  # [1, layers, S, frames]

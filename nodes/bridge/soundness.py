@@ -98,7 +98,8 @@ def check_answer(answer: Tensor, model: nn.Module, where: str, **inputs: Tensor 
         "The model answers with values that are not numbers",
         where=where,
         found=f"{NO_NUMBERS}, though its weights and inputs are numbers",
-        remedy="Set weight_dtype to bf16 or fp32, and start ComfyUI without flags that choose an attention",
+        remedy="Start ComfyUI without flags that choose an attention (--use-sage-attention and others); if it stays, "
+        "load each expert with Wan Load Diffusion Model, weight_dtype (advanced) fp32",
     )
 
 

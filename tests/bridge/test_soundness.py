@@ -27,6 +27,7 @@ from wancore.nodes.bridge.lora import apply_lora
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.text_encoder import load_text_encoder
 from wancore.nodes.bridge.vae import load_vae
+from wancore.nodes.loaders import WanCoreLoadDiffusionModel
 from wancore.wan_core.errors import InputError, WeightsFileError
 
 from .quantised_files import family, is_known, weights, write_format
@@ -145,6 +146,13 @@ def test_inputs_that_are_no_numbers_are_named(tmp_path):
         with pytest.raises(InputError) as error:
             predict(patcher, **values)
         assert error.value.where == name
+
+
+def test_an_answer_that_nothing_explains_names_the_node_to_change():
+    with pytest.raises(InputError) as error:
+        soundness.check_answer(torch.tensor(NAN), torch.nn.Linear(1, 1), "a file", latent=torch.zeros(1))
+    assert error.value.where == "a file"
+    assert WanCoreLoadDiffusionModel.define_schema().display_name in error.value.remedy, "it has weight_dtype"
 
 
 def test_a_broken_lora_is_refused_by_its_layer(tmp_path):

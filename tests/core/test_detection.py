@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from make_pocket import published_name
 from wancore.pocket.family import TEXT_ENCODER
 from wancore.wan_core.errors import WrongModelError
 from wancore.wan_core.paths import Card
+from wancore.wan_core.planner.plan import what
 from wancore.wan_core.weights import check_text_encoder, check_vae, inspect, require
 from wancore.wan_core.weights.doctor import check_lora, compute_path, diagnose
 from wancore.wan_core.weights.downloads import with_address
@@ -552,6 +554,21 @@ def test_command_is_quick_and_exits_with_its_verdict(parts):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not any(line.endswith("| torch") for line in imports.stderr.splitlines()), "torch takes seconds to import"
+
+
+@pytest.mark.parametrize("factor", ['"x"', "[]"])
+def test_command_goes_on_without_what_runs_have_taken(factor, parts, tmp_path):
+    card = {**os.environ, "WANCORE_CARD": "8.9:24", "COMFYUI_PATH": str(tmp_path)}
+    path = parts[0]["t2v_A14B_expert"].path
+    command = [sys.executable, str(ROOT / "tools" / "doctor.py"), path]
+    without = subprocess.run(command, capture_output=True, text=True, check=True, env=card)
+    kept = tmp_path / "user" / "wancore" / "pace.json"
+    kept.parent.mkdir(parents=True)
+    release = tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
+    name, key = Card((8, 9), 24.0, release).describe(), what(inspect(path))
+    kept.write_text(f'{{"{name}": {{"{key}": {factor}}}}}')
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=card)
+    assert (found.returncode, found.stdout) == (0, without.stdout), found.stderr
 
 
 def test_command_prints_names_that_the_console_cannot(tmp_path):

@@ -359,6 +359,21 @@ def test_a_folder_that_is_a_file_or_read_only_is_an_error(tmp_path, monkeypatch)
     assert caught.value.where == str(tmp_path)
 
 
+@pytest.mark.parametrize("number", [28, 17, 13], ids=["full", "taken", "refused"])
+def test_remedies_are_those_of_the_folder(number, tmp_path):
+    """ENOSPC, EEXIST and EACCES."""
+    (tmp_path / "file").touch()
+    said = []
+    for remedies in ((), (atomic.TEMP_FOLDER,), (atomic.USER_FOLDER,)):
+        with pytest.raises(OutputError) as caught, atomic.disk_errors(tmp_path, *remedies):
+            raise OSError(number, "no", str(tmp_path / "file"))
+        said.append(caught.value.remedy)
+    output, *others = said
+    assert len({*said}) == 3
+    assert not any(word in other for word in ("saving", "prefix", "--output") for other in others)
+    assert "saving" in output or "--output-directory" in output
+
+
 def test_threads_and_processes_get_different_numbers(tmp_path):
     (tmp_path / "Wan_00003_.mp4").write_bytes(b"mine")
     code = (

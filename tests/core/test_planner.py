@@ -191,6 +191,16 @@ def test_a_slow_link_decides_where_it_takes_longer(files):
     assert found.forward == pytest.approx(found.sent / 1e9) and found.sampling > found.forward
 
 
+def test_seconds_as_text():
+    assert [pace.duration(seconds) for seconds in (59.4, 125, 3800)] == ["59 s", "2 min 5 s", "1 h 3 min"]
+
+
+def test_a_long_run_is_told_in_hours(files):
+    part, machine = files["t2v_A14B_expert", "fp8"], Machine("NVIDIA GeForce RTX 3060", 12 * GIB, 64 * GIB)
+    found = plan(Run(part, CLIP, forwards=(40, 40)), machine, pace.Pace({}))
+    assert found.sampling > 3600 and f"sampling: about {found.sampling // 3600:.0f} h " in found.report(machine)
+
+
 def test_what_is_missing_is_said(files):
     part = files["t2v_A14B_expert", "fp8"]
     small = Machine("NVIDIA GeForce RTX 3060", 3 * GIB, 2 * GIB)

@@ -201,8 +201,9 @@ def test_another_model_is_refused_before_it_is_loaded(vae21, tmp_path: Path):
     model = load_model(write_tiny(tmp_path / "wan2.2_i2v_high_noise_14B.safetensors", "i2v_A14B_expert"))
     plan = sampling.plan(sampling.Pair.of(model, None), Settings(steps=1), sampling.Run(1))
     positive, negative, latent = ours(vae21, **scene())
-    with pytest.raises(WrongModelError, match="no poses and no face"):
+    with pytest.raises(WrongModelError, match="no poses and no face") as caught:
         clip_run.sample(plan, positive, negative, latent, sampling.Run(1), None)
+    assert "/Wan22Animate/Wan2_2-Animate-14B_fp8_e4m3fn_scaled_KJ.safetensors" in caught.value.remedy
 
 
 def test_every_input_and_output_is_explained():

@@ -18,6 +18,7 @@ from comfy_api.latest import io
 from wancore.nodes.bridge.decode import decode_clips
 from wancore.nodes.bridge.vae import load_vae
 from wancore.nodes.decode import WanCoreVAEDecode
+from wancore.nodes.loaders import WanCoreLoadDiffusionModel
 from wancore.pocket import family
 from wancore.wan_core.errors import InputError, WrongModelError
 
@@ -124,6 +125,7 @@ def test_values_that_are_not_numbers_are_named(ours):
     with pytest.raises(InputError) as caught:
         decode(latent, ours)
     assert caught.value.where == "latent"
+    assert WanCoreLoadDiffusionModel.define_schema().display_name in caught.value.remedy, "it has weight_dtype"
 
 
 def test_the_other_vae_is_refused_with_the_file_to_load(ours):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import weakref
 from dataclasses import replace
@@ -39,7 +40,7 @@ from wancore.nodes.bridge.vae import load_vae
 from wancore.nodes.bridge.video import FrameVideo
 from wancore.nodes.long_video import WanCoreLongVideo
 from wancore.pocket import family, world
-from wancore.wan_core.errors import InputError, WrongModelError
+from wancore.wan_core.errors import InputError, OutputError, WrongModelError
 from wancore.wan_core.image_conditioning import Keyframe
 from wancore.wan_core.long_video import JUMP
 from wancore.wan_core.sampling.presets import Settings
@@ -358,6 +359,26 @@ def test_latents_of_all_segments_lie_in_a_file(pair, vae):
     with PeakBytes() as tensors:
         assert out["samples"].mean().isfinite()
     assert tensors.peak < copy.nbytes and torch.equal(out["samples"] * 2 - out["samples"], copy)
+
+
+class FullDisk(segments.Timeline):
+    """A file whose disk is full after the first segment, of which the last bytes are still in Python's buffer."""
+
+    def append(self, samples):
+        super().append(samples)
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, self.file.fileno())
+        os.close(full)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_is_named_and_both_files_go(pair, vae, monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(clip_run, "Timeline", FullDisk)
+    with pytest.raises(OutputError) as caught:
+        sampled(pair, planned(vae), steps=1)
+    assert caught.value.where == str(tmp_path) and "clips" in caught.value.remedy
+    assert not list(tmp_path.glob("wan_latents_*"))
 
 
 def test_every_input_is_explained(request):

@@ -76,7 +76,9 @@ def test_every_card_keeps_its_own(user_folder):
     assert planning.learned("card C").seconds("forward", 10.0) == (10.0, False)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"card": 1}', '{"card": {"forward": "x"}}', "\0"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"card": 1}', '{"card": {"forward": "x"}}', '{"card": {"forward": null}}', "\0"]
+)
 def test_a_broken_file_is_as_none(user_folder, content):
     path = planning.pace_file()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,9 +53,9 @@ def _launch(width: int, least: int = 16) -> dict[str, int]:
     return {"FIRST": first, "REST": rest, "num_warps": 4 if first + rest <= 8192 else 8}
 
 
-def _group(*shares: int) -> int:
-    """Tokens to a program, so that rows of modulation are read once for several."""
-    return next(group for group in GROUPS if not any(share % group for share in shares))
+def _group(share: int) -> int:
+    """Tokens to a program, so that a row of modulation is read once for several of its `share` tokens."""
+    return next(group for group in GROUPS if share % group == 0)
 
 
 def _pieces(x: Tensor, spans: Sequence[Span]) -> list[tuple[slice, slice, int]]:

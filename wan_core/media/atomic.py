@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputError
@@ -26,6 +27,32 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST}
 LONGEST_HINT = 200  # bytes; with process and number below the 255 that file systems take
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What to do about a folder that cannot be written to; it depends on what is written there, and when."""
+
+    full: str  # no room on its disk
+    taken: str  # a file has its name
+    refused: str  # no right to write there
+
+
+OUTPUT_FOLDER = Remedies(
+    "Free some space and press Run again: only the saving is repeated",
+    "Choose another filename_prefix, or rename that file: only the saving is repeated",
+    "Give ComfyUI the right to write there, or start it with another --output-directory",
+)
+TEMP_FOLDER = Remedies(
+    "Free some space and press Run again: clips that could be kept are not sampled again",
+    "Rename that file and press Run again",
+    "Give ComfyUI the right to write there, or start it with another --temp-directory",
+)
+USER_FOLDER = Remedies(
+    "Free some space there before the next run",
+    "Rename that file before the next run",
+    "Give ComfyUI the right to write there, or start it with another --user-directory",
+)
 
 
 class PartialFile:
@@ -60,13 +87,13 @@ class PartialFile:
 
 
 @contextmanager
-def partial_file(folder: Path, hint: str) -> Iterator[PartialFile]:
+def partial_file(folder: Path, hint: str, remedies: Remedies = OUTPUT_FOLDER) -> Iterator[PartialFile]:
     """Creates an empty partial file in `folder` (made if missing) and removes it at the end unless it was published.
 
     Raises:
         OutputError: the disk is full or the folder is not writable, here or while the block writes.
     """
-    with disk_errors(folder):
+    with disk_errors(folder, remedies):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
         partial = PartialFile(folder, hint)
@@ -79,7 +106,7 @@ def partial_file(folder: Path, hint: str) -> Iterator[PartialFile]:
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path, remedies: Remedies = OUTPUT_FOLDER) -> Iterator[None]:
     """Turns a full disk, and a folder that is not writable or is a file, into an OutputError that names the folder."""
     try:
         yield
@@ -89,20 +116,20 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 "The disk is full",
                 where=str(folder.absolute()),
                 found=error.strerror or str(error),  # a quota is another thing than a full disk
-                remedy="Free some space and press Run again: only the saving is repeated",
+                remedy=remedies.full,
             ) from error
         if file := _file_in_the_way(error):
             raise OutputError(
                 "A file has the name of the folder",
                 where=str(file.absolute()),
-                remedy="Choose another filename_prefix, or rename that file: only the saving is repeated",
+                remedy=remedies.taken,
             ) from error
         if error.errno in _READ_ONLY:
             raise OutputError(
                 "The folder cannot be written to",
                 where=str(folder.absolute()),
                 found=error.strerror or str(error),
-                remedy="Give ComfyUI the right to write there, or start it with another --output-directory",
+                remedy=remedies.refused,
             ) from error
         raise
 
@@ -128,7 +155,7 @@ def require_space(folder: Path, needed: int) -> None:
             where=str(folder.absolute()),
             found=f"{free / MIB:.0f} MiB free",
             expected=f"about {max(needed / MIB, 1):.0f} MiB",
-            remedy="Free some space and press Run again: only the saving is repeated",
+            remedy=OUTPUT_FOLDER.full,
         )
 
 

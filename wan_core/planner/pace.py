@@ -7,8 +7,10 @@ is what matrix products and attention reach there. H200: measured inside a forwa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config import TransformerConfig
 
@@ -80,7 +82,8 @@ def work(config: TransformerConfig, tokens: int, batch: int = 1) -> Work:
 class Pace:
     """What runs on one GPU have taken, beside what arithmetic expects: {what: measured seconds / expected ones}.
 
-    Keys are `what` ran ("forward fp8_e4m3fn rows8"); work of another size is scaled by the same factor.
+    Keys are those of plan.what ("forward, width 5120, fp8_e4m3fn scaled_fp8"); work of another size is scaled by the
+    same factor.
     """
 
     factors: Mapping[str, float]
@@ -93,3 +96,25 @@ class Pace:
     def learned(self, what: str, measured: float, expected: float) -> Pace:
         """With one more measurement; the newest counts."""
         return Pace({**self.factors, what: measured / expected})
+
+
+def read(path: Path, card: str) -> Pace:
+    """What runs on this card have taken, from the JSON {card: factors}; nothing where it is absent or not of that form.
+
+    The file lies in ComfyUI's user folder, where anybody may write: what is in it never stops a run.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get(card, {})
+        return Pace({what: float(factor) for what, factor in found.items()})
+    except (OSError, ValueError, AttributeError, TypeError):
+        return Pace({})
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text: "7 s", "2 min 5 s", "1 h 3 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -67,7 +67,7 @@ class Plan:
             lines.append(f"weights to the GPU in each forward: {self.sent / 1e9:.1f} of {self.streamed / 1e9:.1f} GB")
         if self.forward is not None and self.sampling:
             kind = "measured on this GPU" if self.measured else "an estimate, nothing was measured on this GPU yet"
-            lines.append(f"sampling: about {_duration(self.sampling)}, {self.forward:.2g} s a forward ({kind})")
+            lines.append(f"sampling: about {pace.duration(self.sampling)}, {self.forward:.2g} s a forward ({kind})")
         return "\n".join(lines)
 
     def line(self, machine: Machine) -> str:
@@ -139,8 +139,3 @@ def what(checkpoint: Checkpoint) -> str:
     """What a measurement is kept under: one kind of model in one precision."""
     assert checkpoint.config is not None
     return f"forward, width {checkpoint.config.dim}, {checkpoint.precision} {checkpoint.quantised}".strip()
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"

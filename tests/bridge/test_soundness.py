@@ -22,9 +22,11 @@ from wancore.nodes.bridge import soundness
 from wancore.nodes.bridge.audio_encoder import load_audio_encoder, sound_features
 from wancore.nodes.bridge.clip_vision import load_clip_vision
 from wancore.nodes.bridge.decode import decode_clips
+from wancore.nodes.bridge.guider import DualExpertGuider
 from wancore.nodes.bridge.images import encode_clip
 from wancore.nodes.bridge.lora import apply_lora
 from wancore.nodes.bridge.model import load_model
+from wancore.nodes.bridge.schedule import sampler_object
 from wancore.nodes.bridge.text_encoder import load_text_encoder
 from wancore.nodes.bridge.vae import load_vae
 from wancore.wan_core.errors import InputError, WeightsFileError
@@ -136,6 +138,38 @@ def test_matrices_are_named_once_an_answer_is_no_number(kind, change, tmp_path, 
     with pytest.raises(WeightsFileError) as error:
         predict(patcher)
     assert f"NaN or infinity in {LAYER}.weight" == error.value.found and path in error.value.where
+
+
+def both(high, low):
+    """A run of three steps by the pair's own sampler: the low expert joins in the second one."""
+    guider = DualExpertGuider(high, low, 0.875)
+    prompts = ([[torch.randn(1, 16, family.TEXT_DIM, generator=torch.Generator().manual_seed(1)), {}]] for _ in "+-")
+    guider.set_conds(*prompts)
+    guider.set_cfg(1.0)
+    noise = torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    sigmas = torch.tensor([1.0, 0.8, 0.5, 0.0])
+    return guider.sample(noise, torch.zeros_like(noise), sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+
+
+def test_an_expert_that_joins_a_run_is_looked_at_too(tmp_path, monkeypatch):
+    """Once in a run each: the question waits for the GPU."""
+    places = [tmp_path / name for name in ("high", "low")]
+    for place in places:
+        place.mkdir()
+    files = [written(place, "bf16") for place in places]
+    asked, check = [], soundness.check_answer
+    monkeypatch.setattr(soundness, "check_answer", lambda *args, **kw: asked.append(args[2]) or check(*args, **kw))
+    high, low = (load_model(file) for file in files)
+    for _ in range(2):
+        assert both(high, low).isfinite().all()
+    assert asked == [repr(file) for file in files] * 2
+    assert sampled(low).isfinite().all()  # and alone
+    assert asked[4:] == [repr(files[1])]
+    monkeypatch.setattr(soundness, "SMALL", 600)
+    broken = load_model(changed(files[1], broken_float))
+    with pytest.raises(WeightsFileError) as error:
+        both(high, broken)
+    assert f"NaN or infinity in {LAYER}.weight" == error.value.found and files[1] in error.value.where
 
 
 def test_inputs_that_are_no_numbers_are_named(tmp_path):

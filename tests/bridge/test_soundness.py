@@ -30,6 +30,7 @@ from wancore.nodes.bridge.schedule import sampler_object
 from wancore.nodes.bridge.text_encoder import load_text_encoder
 from wancore.nodes.bridge.vae import load_vae
 from wancore.wan_core.errors import InputError, WeightsFileError
+from wancore.wan_core.weights.mapped import MappedFile
 
 from .quantised_files import family, is_known, weights, write_format
 
@@ -303,6 +304,45 @@ def test_a_file_that_is_cut_off_while_it_is_in_use_is_no_crash(kind, tmp_path):
         predict(patcher)
     with pytest.raises(WeightsFileError, match="cut off"):  # before the next run loads it
         patcher.memory_required((1, 16, 1, 8, 8))
+
+
+def mapped_vae(folder: Path):
+    """A VAE and its file, which it would go on reading with Dynamic VRAM; that needs a GPU, so here it is told."""
+    path = folder / family.VAE.name
+    save_file(build(family.VAE, fp8=False), path)
+    vae = load_vae(path)
+    vae.first_stage_model.files = (MappedFile.of(path),)
+    return vae, str(path)
+
+
+PIXELS, LATENT, TILES = torch.rand(5, 64, 128, 3), torch.zeros(1, 16, 2, 8, 16), {"tile_x": 64, "tile_y": 64}
+VAE_USES = {
+    "our encoding": lambda vae: encode_clip(vae, PIXELS.movedim(-1, 0)[None]),
+    "our decoding": lambda vae: decode_clips({"samples": LATENT}, vae, None, with_images=True),
+    "VAE Encode": lambda vae: vae.encode(PIXELS),
+    "VAE Decode": lambda vae: vae.decode(LATENT),
+    "VAE Encode (Tiled)": lambda vae: vae.encode_tiled(PIXELS, overlap=16, **TILES),
+    "VAE Decode (Tiled)": lambda vae: vae.decode_tiled(LATENT, tile_x=8, tile_y=8, overlap=2),
+}
+
+
+@pytest.mark.parametrize("use", VAE_USES)
+def test_a_vae_that_was_cut_off_is_refused_before_its_weights_are_touched(use, tmp_path, monkeypatch):
+    vae, path = mapped_vae(tmp_path)
+    VAE_USES[use](vae)
+    os.truncate(path, 500)
+    monkeypatch.setattr(management, "load_models_gpu", lambda *_, **__: pytest.fail("weights are loaded"))
+    with pytest.raises(WeightsFileError, match="cut off") as error:
+        VAE_USES[use](vae)
+    assert path in error.value.where
+
+
+@pytest.mark.parametrize(("use", "half"), [("VAE Encode (Tiled)", "encoder"), ("VAE Decode (Tiled)", "decoder")])
+def test_a_vae_that_is_cut_off_is_refused_before_the_next_tile(use, half, tmp_path):
+    vae, path = mapped_vae(tmp_path)
+    getattr(vae.first_stage_model, half).register_forward_hook(lambda *_: os.truncate(path, 500))
+    with pytest.raises(WeightsFileError, match="cut off"):
+        VAE_USES[use](vae)
 
 
 def test_a_file_replaced_by_another_one_keeps_its_content(tmp_path):

@@ -8,7 +8,6 @@ stream's dtype; norms, rotation, modulation and gates in float32 (float64 for a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -157,10 +156,8 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim, **place))
 
-    def forward(
-        self, x: Tensor, stream: Stream, hooks: Hooks, between: Sequence[Callable[[Tensor], Tensor]] = ()
-    ) -> Tensor:
-        """x [B, L, D] -> [B, L, D]; `between` acts on the tokens before the feed-forward."""
+    def forward(self, x: Tensor, stream: Stream, hooks: Hooks) -> Tensor:
+        """x [B, L, D] -> [B, L, D]"""
         rows = stream.rows + self.ops.parameter(self, "modulation", stream.rows).unsqueeze(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = rows.unbind(2)
         spans, eps = stream.spans, self.eps
@@ -175,9 +172,9 @@ class Block(nn.Module):
         attended = self.cross_attn(q, stream, hooks)
         del q
         form = self.ops.form(x.device, stream.dtype, self.ffn[0])
-        if hooks.cross_attention or between:
+        if hooks.cross_attention:
             x = x + attended
-            for hook in (*hooks.cross_attention, *between):
+            for hook in hooks.cross_attention:
                 x = hook(x)
             y = kernels.modulated_norm(x, shift2, scale2, spans, eps=eps, form=form)
         else:

@@ -93,9 +93,9 @@ class Head(nn.Module):
         return self.head(kernels.modulated_norm(x, shift, scale, (span,), eps=self.eps, form=form))
 
 
-def _run(block: nn.Module, tokens: Tensor, stream: Stream, hooks: Hooks, between: list[Any]) -> Tensor:
+def _run(block: nn.Module, tokens: Tensor, stream: Stream, hooks: Hooks) -> Tensor:
     """The block's answer, with the host's help where there is one and the block fails."""
-    call = partial(block, tokens, stream, hooks, between)
+    call = partial(block, tokens, stream, hooks)
     return call() if hooks.recovery is None else hooks.recovery.attempt(call)
 
 
@@ -163,12 +163,11 @@ class WanTransformer(nn.Module):
         """One block with what adapters and hooks put around it."""
         if hooks.at_block is not None:  # the truth of a method is more than a compiler follows
             hooks.at_block(index, self.num_layers, stream.grid)
-        between = [partial(run.after_attention, index) for run in runs]
         replace = hooks.replace_block.get(index)
         if replace:
-            tokens = replace(tokens, stream, lambda x, stream: _run(block, x, stream, hooks, between))
+            tokens = replace(tokens, stream, lambda x, stream: _run(block, x, stream, hooks))
         else:
-            tokens = _run(block, tokens, stream, hooks, between)
+            tokens = _run(block, tokens, stream, hooks)
         for hook in hooks.after_block:
             tokens = hook(index, tokens, stream)
         for run in runs:  # after the hooks, as in ComfyUI's models of these variants

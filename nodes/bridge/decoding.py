@@ -14,7 +14,6 @@ from torch import Tensor
 from ...wan_core.planner.memory import HALF, LEAST_TILE, OVERLAP, VAE_WORKING, tile
 from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.tiles import Canvas, cut
-from ...wan_core.weights.mapped import check_all
 from .pins import free_ram
 from .residency import held, is_lack_of_memory, reachable
 
@@ -42,7 +41,6 @@ def decode_chunks(vae: comfy.sd.VAE, latent: Tensor, *, stay: bool = False) -> I
 
 def _clip_chunks(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
     """latent [1, C, F, H, W] -> frames [f, H, W, 3]."""
-    check_all(getattr(vae.first_stage_model, "files", ()))
     memory = vae.memory_used_decode(latent.shape, vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
     room, whole = _room(vae), _working(vae, latent)

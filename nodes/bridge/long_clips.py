@@ -23,14 +23,14 @@ from ...wan_core.errors import WrongModelError
 from ...wan_core.geometry import FRAME_STRIDE
 from ...wan_core.image_conditioning import Keyframe
 from ...wan_core.long_video import Statistics, drift, pulled_back, statistics
-from ...wan_core.tasks import I2V_21, I2V_A14B, T2V_1_3B, T2V_A14B, TI2V_5B
+from ...wan_core.tasks import I2V_21, I2V_A14B, T2V_1_3B, T2V_21, T2V_A14B, TI2V_5B
 from .clips import ClipPlan, Job, Latent
 from .decoding import decode_chunks
 from .facts import ModelFacts
 from .images import CONCAT_LATENT, CONCAT_MASK, blank_latent, encode_keyframes
 from .latents import grid_for, grid_of
 
-TASKS = (T2V_A14B, I2V_A14B, TI2V_5B, T2V_1_3B, I2V_21)
+TASKS = (T2V_A14B, I2V_A14B, TI2V_5B, T2V_21, T2V_1_3B, I2V_21)
 LATENTS, PICTURE = "latents", "picture and latents"
 LEAD = 8  # latent frames from which the decoder has settled, for the picture before a segment
 

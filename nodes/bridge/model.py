@@ -63,7 +63,7 @@ class WanModel(comfy.model_base.WAN21):
 
         with lora_table.running(self, options, step):
             answer = residency.recovery_of(self).attempt(answered)
-        if step == 0:
+        if soundness.is_first(self, step):
             where = repr(self.model_config.path)
             soundness.check_answer(answer, self.diffusion_model, where, latent=x, conditioning=c_crossattn)
         return answer
@@ -206,6 +206,7 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
         keep_types(model)
     keep_quantised(patcher)
     texts.remember(patcher)
+    soundness.watch(patcher)
     residency.watch(patcher)
     patcher.cached_patcher_init = (partial(load_model, dtype=dtype), (str(path),))
     logging.info("Wan: %s loaded as %s", checkpoint.name, checkpoint.family.title)

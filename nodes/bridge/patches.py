@@ -93,11 +93,15 @@ def branch_of(patch: Patch) -> Branch | None:
 
 
 def dora_of(patch: Patch) -> tuple[Branch, Tensor] | None:
-    """The low-rank pair and the magnitudes [out, 1] of a DoRA with one for each row; None: it is none."""
+    """The low-rank pair and the magnitudes [out, 1] of a DoRA with one for each row; None: it is none.
+
+    Those of a square layer may be for its columns, [1, in]: the first axis decides, as in ComfyUI's weight_decompose.
+    """
     low_rank, lengths = _low_rank(patch)
-    if low_rank is None or lengths is None or lengths.numel() != low_rank.up.shape[0] != lengths.shape[-1]:
+    if low_rank is None or lengths is None:
         return None
-    return low_rank, lengths
+    rows = low_rank.up.shape[0]
+    return (low_rank, lengths) if lengths.numel() == rows and lengths.shape[:1] == (rows,) else None
 
 
 def _low_rank(patch: Patch) -> tuple[Branch | None, Tensor | None]:

@@ -2,14 +2,17 @@
 
 Reading 14 GB to look for a NaN would take longer than loading them. Scales, biases, norms and modulation are a few
 megabytes and are looked at before anything else; matrices only when the model's first answer of a run is no number.
+Of two experts that share a run, each has a first answer of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from comfy.patcher_extension import CallbacksMP
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
@@ -20,6 +23,24 @@ SMALL = 2**18  # numbers; the scales of one matrix's channels are at most 30,720
 SHOWN = 5  # names in an error
 SCALES = (".weight_scale", ".scale_weight", ".weight_scale_2", ".weight_global_scale")
 NO_NUMBERS = "NaN or infinity"
+KEY = "wan_core_soundness"  # of the callbacks
+
+_FIRST: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # the step of a model's first call in a run
+
+
+def watch(patcher: Any) -> None:
+    """Has the first answers of every run of this patcher and its clones looked at."""
+    patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, _begin)
+    patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, _begin)
+
+
+def is_first(model: nn.Module, step: int) -> bool:
+    """True in the step of the model's first call in a run, which is of all prompts; an expert may join in any step."""
+    return _FIRST.setdefault(model, step) == step
+
+
+def _begin(patcher: Any) -> None:
+    _FIRST.pop(patcher.model, None)
 
 
 def check_small(tensors: Mapping[str, Tensor], where: str) -> None:

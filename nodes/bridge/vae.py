@@ -6,7 +6,8 @@ ComfyUI gives to a Wan VAE. It does so on the meta device, without weights; then
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ...wan_core.vae.wan21 import VAE21Config, WanVAE21
 from ...wan_core.vae.wan22 import VAE22Config, WanVAE22
 from ...wan_core.weights.families import VAE
 from ...wan_core.weights.inspect import Checkpoint, inspect
-from ...wan_core.weights.mapped import MappedFile
+from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.pairing import require
 from ...wan_core.weights.wholeness import check_tensors, check_types, network_of, sizes_of
 from .ops import wan_operations
@@ -50,10 +51,24 @@ class Hosted:
         if output_buffer is None:
             return super().decode(latent)  # pyright: ignore[reportAttributeAccessIssue]
         start = 0
-        for chunk in self.decode_chunks(latent):  # pyright: ignore[reportAttributeAccessIssue]
+        for chunk in self.decode_chunks(latent):
             output_buffer[:, :, start : start + chunk.shape[2]].copy_(chunk)
             start += chunk.shape[2]
         return output_buffer
+
+    def encode_parts(self, parts: Iterable[tuple[Tensor, int]], **options: Any) -> Tensor:
+        """See CausalVAE.
+
+        Raises:
+            WeightsFileError: the file was cut off or written over, maybe since the tile before.
+        """
+        check_all(self.files)
+        return super().encode_parts(parts, **options)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def decode_chunks(self, latent: Tensor, **options: Any) -> Iterator[Tensor]:
+        """See CausalVAE; raises as `encode_parts`."""
+        check_all(self.files)
+        return super().decode_chunks(latent, **options)  # pyright: ignore[reportAttributeAccessIssue]
 
     def decode_output_shape(self, latent_shape: torch.Size) -> tuple[int, ...]:
         """Shape of the video that a latent of this shape becomes."""
@@ -137,9 +152,21 @@ def _install(vae: comfy.sd.VAE, checkpoint: Checkpoint, *, disable_dynamic: bool
     model.load_state_dict(weights, strict=True, assign=vae.patcher.is_dynamic())
     model.where = repr(path)
     model.files = files if vae.patcher.is_dynamic() else ()
+    vae.memory_used_encode = partial(_asked, model, vae.memory_used_encode)
+    vae.memory_used_decode = partial(_asked, model, vae.memory_used_decode)
     vae.patcher.cached_patcher_init = (_patcher, (path, vae.vae_dtype))
     vae.size = None
     vae.model_size()
+
+
+def _asked(model: Hosted, estimate: Callable[..., float], *args: Any, **kwargs: Any) -> float:
+    """The native estimate of memory. It is asked for before weights are loaded, which touches the small ones.
+
+    Raises:
+        WeightsFileError: the file was cut off or written over since.
+    """
+    check_all(model.files)
+    return estimate(*args, **kwargs)
 
 
 def _patcher(path: str, dtype: torch.dtype, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -10,6 +10,7 @@ from ..comfy_host import import_comfy
 
 import_comfy()
 
+import comfy.lora
 import comfy.model_management as management
 import comfy.sd
 import comfy.utils
@@ -125,16 +126,49 @@ def test_other_adapters_agree_with_the_merge(kind, model, lora, tmp_path):
     assert torch.allclose(predict(table), predict(merged), atol=5e-4)
 
 
+def loaded(kind: str, folder):
+    """A model in one of the formats; bf16: in plain weights, computed in float32."""
+    if kind == "bf16":
+        file = str(folder / "high_noise.safetensors")
+        save_file(weights(), file, metadata=family.T2V_HIGH.metadata)
+    else:
+        file = write_format(folder / "high_noise", kind)
+    base = load_model(file, dtype=torch.float32 if kind == "bf16" else None)
+    load(base, "complete")
+    return base
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "bf16"])
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_dora_of_a_square_layer_has_the_axis_of_its_magnitudes(axis, kind, tmp_path):
+    """Against ComfyUI's own merge, from the table and given by the native node."""
+    base, name = loaded(kind, tmp_path), "blocks.0.self_attn.q"
+    layer = comfy.utils.get_attr(base.model.diffusion_model, name)
+    size, generator = layer.in_features, torch.Generator().manual_seed(7)
+    assert layer.out_features == size
+    x = torch.eye(size)
+    plain, bias = (layer(x) - layer(0 * x)).t(), layer(0 * x[:1])[0]
+    down, up = torch.randn(4, size, generator=generator), 0.01 * torch.randn(size, 4, generator=generator)
+    magnitude = plain.norm(dim=1 - axis, keepdim=True)
+    magnitude = magnitude * torch.linspace(0.5, 1.5, size).reshape(magnitude.shape)
+    parts = {"lora_A.weight": down, "lora_B.weight": up, "dora_scale": magnitude}
+    lora = {f"diffusion_model.{name}.{part}": tensor for part, tensor in parts.items()}
+    save_file(lora, tmp_path / "dora.safetensors")
+    native = comfy.sd.load_lora_for_models(base, None, _readable(lora, None), 0.6, 0)[0]
+    key = f"diffusion_model.{name}.weight"
+    merged = comfy.lora.calculate_weight(native.patches[key], plain.clone(), key)
+    table_of = apply_lora(base, str(tmp_path / "dora.safetensors"), "dora", 0.6, merge=False)[0]
+    with table.running(table_of.model, table_of.model_options["transformer_options"], 0):
+        beside_it = layer(x)
+    load(native, "partial")
+    for found in (beside_it, layer(x)):
+        assert torch.allclose(found, merged.t() + bias, atol=1e-4 * float(merged.abs().max()))
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "fp8 scaled", "bf16"])
 def test_dora_measures_its_rows_once(kind, tmp_path, monkeypatch):
     """Beside another LoRA and at changing strengths: ComfyUI's own numbers, and lengths only where they are new."""
-    if kind == "bf16":
-        file = str(tmp_path / "high_noise.safetensors")
-        save_file(weights(), file, metadata=family.T2V_HIGH.metadata)
-    else:
-        file = write_format(tmp_path / "high_noise", kind)
-    base = load_model(file, dtype=torch.float32 if kind == "bf16" else None)
-    load(base, "complete")
+    base = loaded(kind, tmp_path)
     layer = comfy.utils.get_attr(base.model.diffusion_model, LAYER)
     x = torch.eye(layer.in_features)
     plain, bias = (layer(x) - layer(0 * x)).t(), layer(0 * x[:1])[0]

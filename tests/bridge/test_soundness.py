@@ -22,13 +22,16 @@ from wancore.nodes.bridge import soundness
 from wancore.nodes.bridge.audio_encoder import load_audio_encoder, sound_features
 from wancore.nodes.bridge.clip_vision import load_clip_vision
 from wancore.nodes.bridge.decode import decode_clips
+from wancore.nodes.bridge.guider import DualExpertGuider
 from wancore.nodes.bridge.images import encode_clip
 from wancore.nodes.bridge.lora import apply_lora
 from wancore.nodes.bridge.model import load_model
+from wancore.nodes.bridge.schedule import sampler_object
 from wancore.nodes.bridge.text_encoder import load_text_encoder
 from wancore.nodes.bridge.vae import load_vae
 from wancore.nodes.loaders import WanCoreLoadDiffusionModel
 from wancore.wan_core.errors import InputError, WeightsFileError
+from wancore.wan_core.weights.mapped import MappedFile
 
 from .quantised_files import family, is_known, weights, write_format
 
@@ -137,6 +140,38 @@ def test_matrices_are_named_once_an_answer_is_no_number(kind, change, tmp_path, 
     with pytest.raises(WeightsFileError) as error:
         predict(patcher)
     assert f"NaN or infinity in {LAYER}.weight" == error.value.found and path in error.value.where
+
+
+def both(high, low):
+    """A run of three steps by the pair's own sampler: the low expert joins in the second one."""
+    guider = DualExpertGuider(high, low, 0.875)
+    prompts = ([[torch.randn(1, 16, family.TEXT_DIM, generator=torch.Generator().manual_seed(1)), {}]] for _ in "+-")
+    guider.set_conds(*prompts)
+    guider.set_cfg(1.0)
+    noise = torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    sigmas = torch.tensor([1.0, 0.8, 0.5, 0.0])
+    return guider.sample(noise, torch.zeros_like(noise), sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+
+
+def test_an_expert_that_joins_a_run_is_looked_at_too(tmp_path, monkeypatch):
+    """Once in a run each: the question waits for the GPU."""
+    places = [tmp_path / name for name in ("high", "low")]
+    for place in places:
+        place.mkdir()
+    files = [written(place, "bf16") for place in places]
+    asked, check = [], soundness.check_answer
+    monkeypatch.setattr(soundness, "check_answer", lambda *args, **kw: asked.append(args[2]) or check(*args, **kw))
+    high, low = (load_model(file) for file in files)
+    for _ in range(2):
+        assert both(high, low).isfinite().all()
+    assert asked == [repr(file) for file in files] * 2
+    assert sampled(low).isfinite().all()  # and alone
+    assert asked[4:] == [repr(files[1])]
+    monkeypatch.setattr(soundness, "SMALL", 600)
+    broken = load_model(changed(files[1], broken_float))
+    with pytest.raises(WeightsFileError) as error:
+        both(high, broken)
+    assert f"NaN or infinity in {LAYER}.weight" == error.value.found and files[1] in error.value.where
 
 
 def test_inputs_that_are_no_numbers_are_named(tmp_path):
@@ -277,6 +312,45 @@ def test_a_file_that_is_cut_off_while_it_is_in_use_is_no_crash(kind, tmp_path):
         predict(patcher)
     with pytest.raises(WeightsFileError, match="cut off"):  # before the next run loads it
         patcher.memory_required((1, 16, 1, 8, 8))
+
+
+def mapped_vae(folder: Path):
+    """A VAE and its file, which it would go on reading with Dynamic VRAM; that needs a GPU, so here it is told."""
+    path = folder / family.VAE.name
+    save_file(build(family.VAE, fp8=False), path)
+    vae = load_vae(path)
+    vae.first_stage_model.files = (MappedFile.of(path),)
+    return vae, str(path)
+
+
+PIXELS, LATENT, TILES = torch.rand(5, 64, 128, 3), torch.zeros(1, 16, 2, 8, 16), {"tile_x": 64, "tile_y": 64}
+VAE_USES = {
+    "our encoding": lambda vae: encode_clip(vae, PIXELS.movedim(-1, 0)[None]),
+    "our decoding": lambda vae: decode_clips({"samples": LATENT}, vae, None, with_images=True),
+    "VAE Encode": lambda vae: vae.encode(PIXELS),
+    "VAE Decode": lambda vae: vae.decode(LATENT),
+    "VAE Encode (Tiled)": lambda vae: vae.encode_tiled(PIXELS, overlap=16, **TILES),
+    "VAE Decode (Tiled)": lambda vae: vae.decode_tiled(LATENT, tile_x=8, tile_y=8, overlap=2),
+}
+
+
+@pytest.mark.parametrize("use", VAE_USES)
+def test_a_vae_that_was_cut_off_is_refused_before_its_weights_are_touched(use, tmp_path, monkeypatch):
+    vae, path = mapped_vae(tmp_path)
+    VAE_USES[use](vae)
+    os.truncate(path, 500)
+    monkeypatch.setattr(management, "load_models_gpu", lambda *_, **__: pytest.fail("weights are loaded"))
+    with pytest.raises(WeightsFileError, match="cut off") as error:
+        VAE_USES[use](vae)
+    assert path in error.value.where
+
+
+@pytest.mark.parametrize(("use", "half"), [("VAE Encode (Tiled)", "encoder"), ("VAE Decode (Tiled)", "decoder")])
+def test_a_vae_that_is_cut_off_is_refused_before_the_next_tile(use, half, tmp_path):
+    vae, path = mapped_vae(tmp_path)
+    getattr(vae.first_stage_model, half).register_forward_hook(lambda *_: os.truncate(path, 500))
+    with pytest.raises(WeightsFileError, match="cut off"):
+        VAE_USES[use](vae)
 
 
 def test_a_file_replaced_by_another_one_keeps_its_content(tmp_path):

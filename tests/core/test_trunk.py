@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from wancore.wan_core import kernels
 from wancore.wan_core.adapters import AdapterRun
 from wancore.wan_core.conditioning import ContextGroup, TokenGroup
 from wancore.wan_core.config import TransformerConfig
@@ -152,40 +153,43 @@ def test_picture_contexts_have_keys_and_values_of_their_own(model):
 
 
 class Nudge:
-    """An adapter that adds a constant at one of its two places, and counts its calls in the run."""
+    """An adapter that adds a constant after each block, and notes its calls in the run."""
 
-    def __init__(self, after_attention: float = 0.0, after_block: float = 0.0) -> None:
-        self.amounts, self.runs = (after_attention, after_block), []
+    def __init__(self, amount: float = 0.0) -> None:
+        self.amount, self.runs = amount, []
 
     def begin(self, tokens, stream, hooks):
         assert tokens.shape[1] == stream.video_tokens
-        run = NudgeRun(self.amounts)
+        run = NudgeRun(self.amount)
         self.runs.append(run)
         return run
 
 
 class NudgeRun(AdapterRun):
-    def __init__(self, amounts):
-        self.amounts, self.calls = amounts, []
-
-    def after_attention(self, index, tokens):
-        self.calls.append(("attention", index))
-        return tokens + self.amounts[0]
+    def __init__(self, amount):
+        self.amount, self.calls = amount, []
 
     def after_block(self, index, tokens):
-        self.calls.append(("block", index))
-        return tokens + self.amounts[1]
+        self.calls.append(index)
+        return tokens + self.amount
 
 
-def test_adapters_act_at_their_two_places_with_a_run_per_call(model):
-    step, adapter = torch.tensor([9.0]), Nudge(0.25, 0.5)
+def test_adapters_act_after_blocks_with_a_run_per_call(model):
+    step, adapter = torch.tensor([9.0]), Nudge(0.5)
     first, second = (model(video(), step, prompt(adapters=(adapter,))) for _ in range(2))
     assert torch.equal(first, second)
-    order = [(place, i) for i in range(model.num_layers) for place in ("attention", "block")]
-    assert [run.calls for run in adapter.runs] == [order, order]
-    hooks = Hooks(cross_attention=(lambda x: x + 0.25,), after_block=(lambda i, x, stream: x + 0.5,))
+    assert [run.calls for run in adapter.runs] == [list(range(model.num_layers))] * 2
+    hooks = Hooks(after_block=(lambda i, x, stream: x + 0.5,))
     assert torch.equal(first, model(video(), step, prompt(), hooks))
-    assert not torch.equal(first, model(video(), step, prompt(adapters=(Nudge(0.5, 0.25),))))
+    assert not torch.equal(first, model(video(), step, prompt(adapters=(Nudge(0.25),))))
+
+
+def test_adapters_leave_the_fused_norm_of_a_block_as_it_is(model, monkeypatch):
+    """Without it a block holds all tokens once more."""
+    fused, calls = kernels.add_modulated_norm, []
+    monkeypatch.setattr(kernels, "add_modulated_norm", lambda *args, **kw: calls.append(1) or fused(*args, **kw))
+    model(video(), torch.tensor([9.0]), prompt(adapters=(Nudge(0.5),)))
+    assert len(calls) == model.num_layers
 
 
 def test_a_forward_leaves_nothing_on_the_modules(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import weakref
 from dataclasses import replace
 from fractions import Fraction
@@ -30,6 +31,7 @@ from wancore.nodes.bridge import clip_run, decode, sampling, segments
 from wancore.nodes.bridge.clips import CLIPS
 from wancore.nodes.bridge.decode import decode_clips
 from wancore.nodes.bridge.decoding import decode_chunks
+from wancore.nodes.bridge.facts import model_facts
 from wancore.nodes.bridge.images import condition_on
 from wancore.nodes.bridge.latents import empty_latent, grid_of
 from wancore.nodes.bridge.long_clips import LATENTS, PICTURE
@@ -44,6 +46,7 @@ from wancore.wan_core.errors import InputError, OutputError, WrongModelError
 from wancore.wan_core.image_conditioning import Keyframe
 from wancore.wan_core.long_video import JUMP
 from wancore.wan_core.sampling.presets import Settings
+from wancore.wan_core.tasks import T2V_21, TASKS
 
 from .native import run
 
@@ -144,6 +147,21 @@ def test_a_blank_latent_of_another_vae_becomes_the_models(paths):
     outputs = planned(load_vae(paths["vae22"]), latent=latent, segments=2, handover=LATENTS)
     out, _ = sampled((load_model(paths["ti2v"]), None), outputs)
     assert out["samples"].shape == (1, 48, 2 * PLACES - OVERLAP, 3, 4)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.id.startswith("t2v-")], ids=lambda t: t.id)
+def test_every_text_to_video_model_goes_on_from_latents(task, pair, vae):
+    plan = planned(vae, segments=2)[2][CLIPS]
+    plan.check(replace(model_facts(pair[0]), task=task))
+
+
+def test_a_wan21_file_goes_on_from_latents(paths, vae, tmp_path):
+    """The tensors are those of a T2V-A14B expert; the file's name tells it from one."""
+    file = shutil.copy(paths["high"], tmp_path / "wan2.1_t2v_14B.safetensors")
+    model = load_model(str(file))
+    assert model_facts(model).task is T2V_21
+    out, _ = sampled((model, None), planned(vae, segments=2, handover=LATENTS))
+    assert out["samples"].shape[2] == 2 * PLACES - OVERLAP
 
 
 @pytest.mark.parametrize("handover", [PICTURE, LATENTS])

@@ -15,14 +15,10 @@ from ..stream import Stream
 
 
 class AdapterRun:
-    """The state of one adapter in one forward call. Both methods return the tokens that go on, [B, L, D]."""
-
-    def after_attention(self, index: int, tokens: Tensor) -> Tensor:
-        """Called in block `index` between the attentions and the feed-forward."""
-        return tokens
+    """The state of one adapter in one forward call."""
 
     def after_block(self, index: int, tokens: Tensor) -> Tensor:
-        """Called after block `index`."""
+        """Called after block `index`; returns the tokens that go on, [B, L, D]."""
         return tokens
 
 

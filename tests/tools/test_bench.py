@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from wancore.tools.benchmark import predictions, workloads
+import torch
+from safetensors.torch import load_file
+from wancore.tools.benchmark import kept, predictions, workloads
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "comfyui-wancore" / "ComfyUI-0.30.0"
@@ -51,3 +53,18 @@ def test_predictions_are_near_what_was_measured() -> None:
             found = predictions.seconds(workloads.FORWARDS[name], "H200", float8=bool(float8))
             assert found == pytest.approx(value, rel=0.05), (name, float8)
     assert "not measured" in predictions.markdown(workloads.FORWARDS)
+
+
+def test_kept_files_are_found_again_by_all_they_depend_on(tmp_path: Path) -> None:
+    small, full = (kept.Kept(tmp_path, torch.device("cpu"), smoke=smoke) for smoke in (True, False))
+    assert small.path("vae21", None, "bf16") != full.path("vae21", None, "bf16")
+    assert small.path("ti2v_5B", 2, "Q8_0", "gguf") != full.path("ti2v_5B", 2, "Q8_0", "gguf")
+    for layers in (1, 2):
+        path = small.transformer("t2v_A14B_expert", "bf16", layers)
+        small.write_loras("t2v_A14B_expert", layers)
+        small.write_loras("ti2v_5B", layers)
+        loras = kept.loras_beside(path)
+        assert len(loras) == kept.LORAS and all("t2v_A14B_expert" in lora.name for lora in loras)
+        for each in (path, *loras):
+            blocks = {int(name.split("blocks.")[1][0]) for name in load_file(each) if "blocks." in name}
+            assert blocks == {*range(layers)}

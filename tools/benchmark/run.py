@@ -15,14 +15,14 @@ host.start()
 import torch  # noqa: E402  (after comfy-aimdo)
 
 from ...wan_core.errors import WanError  # noqa: E402
-from . import predictions, report, timing, vae, weights, workloads  # noqa: E402
+from . import predictions, report, timing, vae, workloads  # noqa: E402
 from .engines import ENGINES, IN_8_BITS, NATIVE, OURS, Engine, inputs, running  # noqa: E402
+from .kept import Kept  # noqa: E402
 from .timing import Row  # noqa: E402
 from .workloads import Forward  # noqa: E402
 
 ERROR_LAYERS = 4
 KINDS = {"bf16": torch.bfloat16, "fp8 scaled": None, "Q8_0": None, "Q4_K": None}  # computed in; None: as loaded
-LORAS = 2
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -42,13 +42,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 class Benchmark:
-    """One run; files are written when they are first needed."""
+    """One run."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.folder = options, folder
+        self.options = options
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.runs = 1 if options.smoke else options.runs
-        self.sizes = workloads.SMOKE_SIZES if options.smoke else None
+        self.files = Kept(folder, self.device, smoke=options.smoke)
 
     def rows(self) -> Iterator[Row]:
         """Yields each row as soon as it is measured."""
@@ -60,7 +60,7 @@ class Benchmark:
                 yield from self.forwards(workload)
         for name, clip in (workloads.SMOKE_CLIPS if small else workloads.CLIPS).items():
             if name in self.options.only:
-                path = self._vae_file(clip.shapes)
+                path = self.files.vae(clip.shapes)
                 dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
                 yield from vae.rows(clip, path, self.device, dtype, self.runs)
 
@@ -69,11 +69,11 @@ class Benchmark:
         layers = 2 if self.options.smoke else self.options.layers
         given = inputs(workload, self.device)
         for kind in self.options.kinds:
-            path = self._transformer_file(workload.shapes, kind, layers, outliers=False)
+            path = self.files.transformer(workload.shapes, kind, layers)
             for engine in self._chosen(kind):
                 row = Row(workload.name, engine.name, kind)
                 if "LoRA" in engine.name:
-                    self._lora_files(workload.shapes, layers)
+                    self.files.write_loras(workload.shapes, layers)
                 try:
                     with running(engine):
                         call = engine.ready(path, KINDS[kind], given)
@@ -92,7 +92,7 @@ class Benchmark:
         layers = 2 if self.options.smoke else ERROR_LAYERS
         given = inputs(workload, self.device)
         paths = {
-            kind: self._transformer_file(workload.shapes, kind, layers, outliers=True)
+            kind: self.files.transformer(workload.shapes, kind, layers, outliers=True)
             for kind in ("bf16", "fp8 scaled")
         }
         reference = self._once(OURS, paths["bf16"], torch.float32, given)
@@ -110,32 +110,6 @@ class Benchmark:
         out = engine.ready(path, dtype, given)()
         host.unload()
         return out
-
-    def _transformer_file(self, shapes: str, kind: str, layers: int | None, *, outliers: bool) -> Path:
-        suffix = "gguf" if kind in weights.GGUF else "safetensors"
-        name = f"{shapes}_{layers or 'all'}{'_outliers' if outliers else ''}_{kind.replace(' ', '_')}.{suffix}"
-        path = self.folder / name
-        if not path.is_file():
-            named = weights.shapes_of(shapes, layers, self.sizes)
-            if kind in weights.GGUF:
-                return weights.write_gguf(named, kind, self.device, path)
-            tensors = weights.transformer(named, self.device, outliers=outliers)
-            weights.write(tensors if kind == "bf16" else weights.in_float8(tensors), path)
-        return path
-
-    def _lora_files(self, shapes: str, layers: int | None) -> None:
-        named = weights.shapes_of(shapes, layers, self.sizes)
-        for number in range(LORAS):
-            path = self.folder / f"{shapes.split('_')[0]}_lora{number}.safetensors"
-            if not path.is_file():
-                weights.write(weights.low_rank(named, self.device, number), path)
-
-    def _vae_file(self, shapes: str) -> Path:
-        path = self.folder / f"{shapes}.safetensors"
-        if not path.is_file():
-            found = weights.shapes_of(shapes, sizes=workloads.SMOKE_VAE_SIZES if self.options.smoke else None)
-            weights.write(weights.autoencoder(found, self.device), path)
-        return path
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from wancore.tools.benchmark import kept, predictions, workloads
+from wancore.tools.benchmark import kept, predictions, weights, workloads
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "comfyui-wancore" / "ComfyUI-0.30.0"
@@ -68,3 +68,18 @@ def test_kept_files_are_found_again_by_all_they_depend_on(tmp_path: Path) -> Non
         for each in (path, *loras):
             blocks = {int(name.split("blocks.")[1][0]) for name in load_file(each) if "blocks." in name}
             assert blocks == {*range(layers)}
+
+
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
+    def broken():
+        yield "a", torch.ones(3)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        weights.write(broken(), path)
+    assert not list(tmp_path.iterdir())
+    weights.write([("a", torch.ones(3))], path)
+    with pytest.raises(KeyboardInterrupt):
+        weights.write(broken(), path)
+    assert list(tmp_path.iterdir()) == [path]  # what was whole stays

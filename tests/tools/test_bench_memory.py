@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,26 @@ def test_written_files_are_what_they_say(tmp_path: Path) -> None:
         assert found.kind == "diffusion_model" and found.expert == (None if name == "ti2v-5B" else "high")
         assert found.precision == {"fp8": "fp8_e4m3fn"}.get(model.precision, model.precision)
         assert found.config is not None and found.config.num_layers == (30 if name == "ti2v-5B" else 40)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "Q4_K"])
+def test_an_interrupted_write_leaves_no_file(precision: str, tmp_path: Path) -> None:
+    from wancore.tools.benchmark.memory import files
+
+    class Full(Nothing):
+        """A disk that is full after a few tensors."""
+
+        left = 5
+
+        def write(self, file: Any, kind: str, count: int) -> None:
+            self.left -= 1
+            if not self.left:
+                raise OSError("no space left on device")
+            super().write(file, kind, count)
+
+    with pytest.raises(OSError, match="no space"):
+        files.transformer(tmp_path / "a", "ti2v_5B", precision, layers=1, numbers=Full(0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_peaks_are_those_between_two_times() -> None:

@@ -109,6 +109,26 @@ def test_a_phase_has_the_most_ram_that_it_took() -> None:
     assert decode.ram - save.ram == pytest.approx(0.25, abs=0.03)
 
 
+def test_a_forward_that_fails_leaves_no_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else those of the next one count its blocks twice."""
+    import_comfy()
+    import comfy.model_base
+    from wancore.tools.benchmark.memory import phases
+
+    def failing(model: Any) -> None:
+        model.diffusion_model.blocks[0](torch.ones(2))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(comfy.model_base.BaseModel, "apply_model", failing)
+    phases.Watch({}, None).around_forwards()
+    model = torch.nn.Module()
+    model.diffusion_model = torch.nn.Module()
+    model.diffusion_model.blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        comfy.model_base.BaseModel.apply_model(model)
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.diffusion_model.blocks)
+
+
 def test_a_limit_that_was_not_set_is_said() -> None:
     row = {"card": "12 GB", "engine": "WanCore", "model": "t2v-fp8", "clip": "480p81", "runs": []}
     assert "NOT LIMITED" in report.line({**row, "limited": False})

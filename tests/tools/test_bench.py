@@ -41,6 +41,40 @@ def test_smoke(tmp_path: Path) -> None:
     assert "| RTX 4070 |" in (tmp_path / "bench.md").read_text()
 
 
+# Rows of errors alone, an engine that runs out of memory, and a choice of nothing.
+CHOSEN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tools")
+import pack
+pack.import_pack()
+from dataclasses import replace
+from wancore.tools.benchmark import run  # starts ComfyUI
+from wancore.tools.benchmark import engines
+folder, only = sys.argv[1], ["--smoke", "--only", "error", "--kinds", "bf16"]
+rows = lambda *more: list(run.Benchmark(run.parse([*only, *more]), Path(folder)).rows())
+with run.torch.inference_mode():
+    print([(row.engine, row.what, row.error < 0.02) for row in rows("--engines", "WanCore", "ComfyUI, cuDNN first")])
+
+    def full(*given):
+        engines.OURS.ready(*given)
+        raise run.torch.OutOfMemoryError("out of memory")
+
+    run.ENGINES = (replace(engines.NATIVE, ready=full),)
+    (row,) = rows("--engines", engines.NATIVE.name)
+    print(row.note, len(engines.management.current_loaded_models))
+run.main(["--smoke", "--only", "720p81", "--output", folder])
+"""
+
+
+def test_only_what_was_chosen_is_measured(tmp_path: Path) -> None:
+    environment = {**os.environ, "COMFYUI_PATH": os.environ.get("COMFYUI_PATH") or str(DEFAULT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHOSEN, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[('WanCore', 'bf16', True)]", "out of memory 0"], done.stderr[-2000:]
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Nothing to measure: --smoke --only 720p81")
+
+
 # Seconds of whole forwards on an H200, bf16 and fp8: docs/performance.md.
 MEASURED = {"480p81": (2.47, 1.99), "720p81": (9.8, 8.40), "5b": (0.792, 0.633)}
 

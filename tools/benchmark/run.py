@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from . import host
 
@@ -16,12 +17,13 @@ import torch  # noqa: E402  (after comfy-aimdo)
 
 from ...wan_core.errors import WanError  # noqa: E402
 from . import predictions, report, timing, vae, workloads  # noqa: E402
-from .engines import ENGINES, IN_8_BITS, NATIVE, OURS, Engine, inputs, running  # noqa: E402
+from .engines import ENGINES, IN_8_BITS, NATIVE, OURS, Engine, Given, inputs, running  # noqa: E402
 from .kept import Kept  # noqa: E402
 from .timing import Row  # noqa: E402
 from .workloads import Forward  # noqa: E402
 
 ERROR_LAYERS = 4
+COMPARED, COMPARED_KINDS = (NATIVE.name, "diffusers", OURS.name, IN_8_BITS.name), ("bf16", "fp8 scaled")
 KINDS = {"bf16": torch.bfloat16, "fp8 scaled": None, "Q8_0": None, "Q4_K": None}  # computed in; None: as loaded
 
 
@@ -69,47 +71,46 @@ class Benchmark:
         layers = 2 if self.options.smoke else self.options.layers
         given = inputs(workload, self.device)
         for kind in self.options.kinds:
-            path = self.files.transformer(workload.shapes, kind, layers)
             for engine in self._chosen(kind):
-                row = Row(workload.name, engine.name, kind)
+                path = self.files.transformer(workload.shapes, kind, layers)
                 if "LoRA" in engine.name:
                     self.files.write_loras(workload.shapes, layers)
-                try:
-                    with running(engine):
-                        call = engine.ready(path, KINDS[kind], given)
-                        timing.measure(row, call, self.runs)
-                        del call
-                except (RuntimeError, WanError) as error:  # what does not run here is a row too
-                    row.note = str(error).splitlines()[0]
-                host.unload()
-                yield row
+                yield tried(Row(workload.name, engine.name, kind), self._timed, engine, path, given)
+
+    def errors(self, workload: Forward) -> Iterator[Row]:
+        """Distance from a float32 run of a few layers whose channels have outliers."""
+        kinds = [kind for kind in COMPARED_KINDS if kind in self.options.kinds]
+        chosen = [(kind, engine) for kind in kinds for engine in self._chosen(kind) if engine.name in COMPARED]
+        if not chosen:
+            return
+        layers = 2 if self.options.smoke else ERROR_LAYERS
+        given = inputs(workload, self.device)
+        exact = self.files.transformer(workload.shapes, "bf16", layers, outliers=True)
+        reference = OURS.ready(exact, torch.float32, given)()
+        host.unload()
+        for kind, engine in chosen:
+            path = self.files.transformer(workload.shapes, kind, layers, outliers=True)
+            yield tried(Row(workload.name, engine.name, kind), self._compared, engine, path, given, reference)
 
     def _chosen(self, kind: str) -> Iterator[Engine]:
         yield from (engine for engine in ENGINES if kind in engine.kinds and engine.name in self.options.engines)
 
-    def errors(self, workload: Forward) -> Iterator[Row]:
-        """Distance from a float32 run of a few layers whose channels have outliers."""
-        layers = 2 if self.options.smoke else ERROR_LAYERS
-        given = inputs(workload, self.device)
-        paths = {
-            kind: self.files.transformer(workload.shapes, kind, layers, outliers=True)
-            for kind in ("bf16", "fp8 scaled")
-        }
-        reference = self._once(OURS, paths["bf16"], torch.float32, given)
-        for kind, path in paths.items():
-            for engine in (NATIVE, *(each for each in ENGINES if each.name == "diffusers"), OURS, IN_8_BITS):
-                if kind in engine.kinds:
-                    row = Row(workload.name, engine.name, kind)
-                    try:
-                        row.error = timing.difference(self._once(engine, path, KINDS[kind], given), reference)
-                    except (RuntimeError, WanError) as error:
-                        row.note = str(error).splitlines()[0]
-                    yield row
+    def _timed(self, row: Row, engine: Engine, path: Path, given: Given) -> None:
+        with running(engine):
+            timing.measure(row, engine.ready(path, KINDS[row.what], given), self.runs)
 
-    def _once(self, engine: Engine, path: Path, dtype: torch.dtype | None, given: tuple) -> torch.Tensor:
-        out = engine.ready(path, dtype, given)()
-        host.unload()
-        return out
+    def _compared(self, row: Row, engine: Engine, path: Path, given: Given, reference: torch.Tensor) -> None:
+        row.error = timing.difference(engine.ready(path, KINDS[row.what], given)(), reference)
+
+
+def tried(row: Row, measure: Callable[..., None], *arguments: Any) -> Row:
+    """The row as `measure` filled it in: what does not run here is a row too, and leaves the GPU to the next one."""
+    try:
+        measure(row, *arguments)
+    except (RuntimeError, WanError) as error:
+        row.note = (str(error) or type(error).__name__).splitlines()[0]
+    host.unload()  # not before the error is gone, which holds what the call had computed
+    return row
 
 
 def main(arguments: list[str]) -> int:
@@ -124,6 +125,11 @@ def main(arguments: list[str]) -> int:
             rows.append(row)
             print(report.markdown([row]).splitlines()[-1], flush=True)
             report.write(rows, options.output)
+    if not rows:
+        asked = f"{'--smoke ' if options.smoke else ''}--only {' '.join(options.only)}"
+        raise SystemExit(
+            f"Nothing to measure: {asked} has no row of these --kinds and --engines. Choose others of them."
+        )
     with (options.output / "bench.md").open("a", encoding="utf-8") as file:
         file.write(f"\n{predictions.markdown(workloads.FORWARDS)}\n")
     print("\n" + (options.output / "bench.md").read_text(encoding="utf-8"))

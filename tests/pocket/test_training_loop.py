@@ -46,10 +46,23 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path):
     for _ in range(2):
         with pytest.raises(loop.StoppedError):
             trained(parts)
+        assert [file.name for file in parts.state.iterdir()] == ["small.state"]
     resumed = trained(replace(parts, deadline=late))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     untrained = nn.Linear(8, 8).weight
     assert not torch.equal(untrained, whole["weight"])
+    assert not list(parts.state.iterdir())
+
+
+def test_a_state_of_another_seed_is_not_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    late, past = time.monotonic() + 600, time.monotonic() - 1
+    plan = loop.Plan(tmp_path, tmp_path / "state", torch.device("cpu"), 7, past)
+    with pytest.raises(loop.StoppedError):
+        trained(plan)
+    other = replace(plan, seed=8, deadline=late)
+    found = trained(other)
+    assert "small: begins anew" in capsys.readouterr().out
+    assert torch.equal(found["weight"], trained(replace(other, state=tmp_path / "none"))["weight"])
 
 
 def test_encoded_clips_are_kept_as_they_lie(tmp_path: Path):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from pack import ROOT
 from torch import nn
 from wancore.pocket import family, models
-from wancore.pocket.training import flow, loop
+from wancore.pocket.training import flow, loop, report
 from wancore.pocket.training.schedule import SCHEDULE
 from wancore.pocket.training.sound_model import new_model as new_sound_model
 
@@ -65,6 +66,22 @@ def test_a_state_of_another_seed_is_not_gone_on_from(tmp_path: Path, capsys: pyt
     assert torch.equal(found["weight"], trained(replace(other, state=tmp_path / "none"))["weight"])
 
 
+def test_stages_that_end_together_leave_whole_reports(tmp_path: Path):
+    state, out = tmp_path / "state", tmp_path / "out"
+
+    def end(part: str) -> None:
+        for _ in range(40):
+            report.keep(part, {part: list(range(2000))}, state, out)
+            assert part in json.loads((state / "report" / f"{part}.json").read_text())
+            json.loads((out / "report.json").read_text())
+
+    with ThreadPoolExecutor(4) as stages:
+        list(stages.map(end, "abcd"))
+    report.keep("how", {"how": {}}, state, out)
+    assert json.loads((out / "report.json").read_text()).keys() == {*"abcd", "how"}
+    assert [file.name for file in out.iterdir()] == ["report.json"]
+
+
 def test_encoded_clips_are_kept_as_they_lie(tmp_path: Path):
     """On a GPU they come from the VAE with the channels last."""
     values = torch.randn(2, 16, 3, 4, 4).to(memory_format=torch.channels_last_3d)
@@ -93,7 +110,7 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path):
             assert all(value.float().isfinite().all() for value in kept.values())
     assert models.load_weights(new_sound_model(), family.S2V, out)
     assert all(models.weights_file_of(lora.short, out).is_file() for lora in TRAINED_LORAS)
-    report = json.loads((out / "report.json").read_text())
+    found = json.loads((out / "report.json").read_text())
     parts = {"text", "vae21", "vae22", "t2v", "4steps", "i2v", "ti2v", "ti2v_4steps", "s2v", "generator"}
-    assert parts <= report.keys()
-    assert any(name.startswith("vace") for name in report) and any(name.startswith("animate") for name in report)
+    assert parts <= found.keys()
+    assert any(name.startswith("vace") for name in found) and any(name.startswith("animate") for name in found)

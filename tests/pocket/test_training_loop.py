@@ -15,9 +15,11 @@ import torch
 from pack import ROOT
 from torch import nn
 from wancore.pocket import family, models
-from wancore.pocket.training import flow, loop, report
+from wancore.pocket.training import flow, loop, rehearsal, report
+from wancore.pocket.training.low_rank import LowRank
 from wancore.pocket.training.schedule import SCHEDULE
 from wancore.pocket.training.sound_model import new_model as new_sound_model
+from wancore.pocket.training.stages import LORAS
 
 TRAINED_LORAS = (*family.LORAS[2:], *family.STYLES, family.SLOW)
 
@@ -95,6 +97,15 @@ def test_experts_end_with_right_texts():
     assert trunk.wrong_at(trunk.steps - 1) == expert.wrong_at(0) == flow.WRONG
     assert expert.wrong_at(expert.steps - 1) == 0
     assert sum(expert.wrong_at(step) == 0 for step in range(expert.steps)) == flow.RIGHT * expert.steps
+
+
+def test_rehearsed_loras_are_as_large_as_the_trained_ones(tmp_path: Path):
+    """Else the compiled steps are of other shapes."""
+    plan = loop.Plan(tmp_path, tmp_path, torch.device("cpu"), 22, time.monotonic(), smoke=True)
+    given = rehearsal.MadeUp(plan)
+    for name, lora in (("compile_lora", "lora_high"), ("compile_lora5b", "lora_ti2v"), ("compile_style", "style_high")):
+        pairs = rehearsal.MAKERS[name](plan, given).model
+        assert isinstance(pairs, LowRank) and pairs.rank == LORAS[lora].rank
 
 
 @pytest.mark.slow

@@ -232,10 +232,11 @@ MEMBERS = (
 )
 # FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers as a LoRA, in Kijai/WanVideo_comfy, FastWan
 FASTWAN = Lora("Wan2_2_5B_FastWanFullAttn_lora_rank_128_bf16.safetensors", "lora_ti2v", TI2V.name, 32, 26)
+T2V_FAST_HIGH = Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors", "lora_high", T2V_HIGH.name, 16, 5)
 LORAS = (
     Lora("wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors", "lora_i2v_high", I2V_HIGH.name, 8, 9),
     Lora("wan2.2_i2v_lightx2v_4steps_lora_v1_low_noise.safetensors", "lora_i2v_low", I2V_LOW.name, 8, 10),
-    Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors", "lora_high", T2V_HIGH.name, 16, 5),
+    T2V_FAST_HIGH,
     Lora("wan2.2_t2v_lightx2v_4steps_lora_v1.1_low_noise.safetensors", "lora_low", T2V_LOW.name, 16, 6),
     FASTWAN,
 )

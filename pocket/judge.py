@@ -86,13 +86,8 @@ def regions(clip: np.ndarray, color: str | None = None) -> np.ndarray:
     return mask if color is None else _of_color(hue, mask, color)
 
 
-def dominant_color(clip: np.ndarray) -> str | None:
-    """The colour whose hue most of the saturated pixels are nearest to."""
-    return _dominant(*hues(clip))
-
-
 def dominant_thing(clip: np.ndarray) -> tuple[str | None, np.ndarray]:
-    """Clip -> that colour and the mask [F, H, W] of what has it."""
+    """Clip -> the colour whose hue most of the saturated pixels are nearest to, and the mask [F, H, W] of these."""
     hue, weight = hues(clip)
     color, mask = _dominant(hue, weight), weight > 0
     return color, np.zeros_like(mask) if color is None else _of_color(hue, mask, color)

@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import shutil
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
+from setup import browser as installed
 from setup.places import ROOT
 
 IMAGES = ROOT / "web" / "docs" / "images"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 READY = "() => window.app?.graph && window.app.canvas && Object.keys(LiteGraph.registered_node_types).length > 300"
 WIDTH, MARGIN, COLOURS, LARGEST = 420, 14, 128, 15_000  # pixels, pixels, colours of a picture, bytes of a file
@@ -53,9 +51,8 @@ def chromium() -> Iterator[Any]:
     """A browser."""
     from playwright.sync_api import sync_playwright
 
-    path = next((path for path in map(shutil.which, [os.environ.get("CHROMIUM", ""), *BROWSERS]) if path), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=installed.chromium(), args=FLAGS)
         yield browser
         browser.close()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from setup.browser import BROWSERS, chromium
 from setup.comfyui import DEFAULT_VERSION, RELEASES
 from setup.console import Console, SetupError, seconds
 from setup.environment import Prepared, prepare
 from setup.places import ROOT, bytecode_in_cache
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WORKERS = 4  # at most
 MEMORY = 5 << 30  # bytes for each, which holds a ComfyUI and up to two servers: three took 12 GB at their most
 HOSTED_TESTS = ("tests/bridge", "tests/nodes", "tests/server")  # what another version of ComfyUI can break
@@ -179,8 +178,8 @@ def _left_out(options: argparse.Namespace) -> set[str]:
         return {"server", "browser", "slow"}
     if options.no_browser:
         return {"browser"}
-    if not any(map(shutil.which, BROWSERS)):
-        print(f"\nNo {', '.join(BROWSERS)} here: the browser tests are left out.")
+    if chromium() is None:
+        print(f"\nNo {', '.join(BROWSERS)} here, and CHROMIUM names none: the browser tests are left out.")
         return {"browser"}
     return set()
 

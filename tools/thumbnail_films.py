@@ -13,6 +13,7 @@ import numpy as np
 from pocket_gguf import HIGH, LOW, TEXT_ENCODER, write_family
 from studio import NODE, Studio, as_images
 from wancore.nodes.bridge.latents import empty_latent, grid_of
+from wancore.nodes.bridge.long_clips import PICTURE
 from wancore.nodes.images import WanCoreImageToVideo
 from wancore.nodes.long_video import WanCoreLongVideo
 from wancore.pocket import drawings, family, world
@@ -144,7 +145,7 @@ def long_from_text(models: Path, prompts: tuple[str, ...]) -> Film:
         latent = empty_latent(grid_of(studio.vae), SIZE, FRAMES, 1)
         following = prompts[number].split("---", 1)[1]
         made = WanCoreLongVideo.execute.__func__(
-            NODE, positive, negative, latent, studio.vae, following, 3, 4, "", 0.3, "picture", clip=studio.clip
+            NODE, positive, negative, latent, studio.vae, following, 3, 4, "", 0.3, PICTURE, clip=studio.clip
         )
         return made.result
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..aside import written_aside
 from .optimizer import Weights
 
 WARM_UP = 200  # steps in which the learning rate rises
@@ -23,6 +25,7 @@ DECAY = 0.02  # last learning rate, as a share of the highest
 REPORT_EVERY = 200  # steps
 TURNS = 16  # steps in which every set of input shapes comes
 FEW = 40  # scenes that --smoke draws
+STEP = "step"  # of a kept state, the one to go on with
 
 
 class StoppedError(Exception):
@@ -147,12 +150,12 @@ def rehearse(stage: Stage, plan: Plan) -> int:
 
 
 def train(stage: Stage, plan: Plan) -> None:
-    """Trains to the end, when the model holds its averaged weights.
+    """Trains to the end, when the model holds its averaged weights and no state is left.
 
     Raises:
         StoppedError: the deadline came first; the state is kept.
     """
-    steps = 3 if plan.smoke else stage.steps
+    steps = _steps(stage, plan)
     weights = weights_of(stage, plan)
     first = _resume(stage, plan, weights)
     steps_of = Steps(stage, weights, plan.device)
@@ -172,23 +175,42 @@ def train(stage: Stage, plan: Plan) -> None:
                 _keep(stage, plan, weights, step + 1)
                 raise StoppedError(f"{stage.name}: stopped by the clock; run again to go on")
     weights.finish()
+    _file(stage, plan).unlink(missing_ok=True)
 
 
-def _file(stage: Stage, plan: Plan, name: str) -> Path:
-    return plan.state / f"{stage.name}.{name}.state"
+def _steps(stage: Stage, plan: Plan) -> int:
+    return 3 if plan.smoke else stage.steps
+
+
+def _file(stage: Stage, plan: Plan) -> Path:
+    return plan.state / f"{stage.name}.state"
+
+
+def _run_of(stage: Stage, plan: Plan, weights: Weights) -> dict[str, str]:
+    """What has to be the same where a state is gone on from."""
+    recipe = {"steps": _steps(stage, plan), "rates": (stage.rate, stage.matrix_rate), "falls": stage.falls}
+    shapes = {name: tuple(value.shape) for name, value in weights.state().items()}
+    return {name: str(value) for name, value in {"seed": plan.seed, **recipe, "shapes": shapes}.items()}
 
 
 def _keep(stage: Stage, plan: Plan, weights: Weights, step: int) -> None:
-    """Writes each part of the state into a file of its own."""
+    """Writes the state as one file, which is whole or as it was before."""
     plan.state.mkdir(parents=True, exist_ok=True)
-    for name, value in weights.state().items():
-        save_file({"value": value.cpu(), "step": torch.tensor(step)}, _file(stage, plan, name))
+    parts = {name: value.cpu() for name, value in weights.state().items()}
+    with written_aside(_file(stage, plan)) as part:
+        save_file(parts, part, {**_run_of(stage, plan, weights), STEP: str(step)})
 
 
 def _resume(stage: Stage, plan: Plan, weights: Weights) -> int:
-    """Restores what `_keep` wrote; returns the step to go on with."""
-    if not all(_file(stage, plan, name).is_file() for name in weights.state()):
+    """Restores what `_keep` wrote for this run; returns the step to go on with."""
+    path, run = _file(stage, plan), _run_of(stage, plan, weights)
+    if not path.is_file():
         return 0
-    files = {name: load_file(_file(stage, plan, name)) for name in weights.state()}
-    weights.restore({name: file["value"] for name, file in files.items()})
-    return int(files["master"]["step"])
+    with safe_open(path, "pt") as file:
+        kept = file.metadata()
+        others = [f"{name} {kept.get(name)}" for name, value in run.items() if kept.get(name) != value]
+        if others:
+            print(f"{stage.name}: begins anew; {path} is of another run ({', '.join(others)})", flush=True)
+            return 0
+        weights.restore({name: file.get_tensor(name) for name in weights.state()})
+    return int(kept[STEP])

@@ -96,8 +96,8 @@ def of_lora(plan: Plan, given: MadeUp) -> Stage:
     model = models.new_transformer(family.T2V_HIGH).to(plan.device).requires_grad_(False)
     points = [given.noise(3, *latent_shape(CHANNELS, size, 8)) for size in distill.SIZES]
     segments = [distill.Segments(each, given.noise(TOKENS, family.TEXT_DIM)) for each in points]
-    pairs = LowRank(model, family.LORAS[-1].rank).to(plan.device)
-    return distill.stage("lora_high", model, pairs, "high", segments, plan)
+    pairs = LowRank(model, family.T2V_FAST_HIGH.rank).to(plan.device)
+    return distill.stage(family.T2V_FAST_HIGH.short, model, pairs, "high", segments, plan)
 
 
 def of_lora_5b(plan: Plan, given: MadeUp) -> Stage:

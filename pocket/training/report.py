@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..aside import PREFIX, written_aside
 from ..captions import caption
 from ..judge import Seen, judge, psnr
 from ..world import COLORS, DIRECTIONS, SHAPES, Scene, Sheet, draw_scene, is_held_out, sheet
@@ -73,15 +74,21 @@ def first_frame(pictures: Tensor, clips: Tensor) -> dict[str, float]:
 
 
 def keep(part: str, rows: Mapping[str, object], state: Path, out: Path) -> None:
-    """Adds one part to the report. Parts are kept apart too, so that stages can end at the same time."""
+    """Adds one part to the report. Parts are kept apart too, so that stages can end at the same time.
+
+    The report of the one that joins last may miss a part that came meanwhile: "how", behind all stages, has them all.
+    """
     folder = state / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{part}.json").write_text(json.dumps(rows))
+    with written_aside(folder / f"{part}.json") as aside:
+        aside.write_text(json.dumps(rows))
     out.mkdir(parents=True, exist_ok=True)
     joined = {}
     for file in sorted(folder.glob("*.json")):
-        joined |= json.loads(file.read_text())
-    (out / "report.json").write_text(json.dumps(joined, indent=1) + "\n")
+        if not file.name.startswith(PREFIX):  # another stage's, not yet whole
+            joined |= json.loads(file.read_text())
+    with written_aside(out / "report.json", by=f"{part}_") as aside:
+        aside.write_text(json.dumps(joined, indent=1) + "\n")
 
 
 def contact_sheet(prompts: Sequence[Prompt], clips: Tensor, path: Path, *, count: int = 16, frames: int = 5) -> None:

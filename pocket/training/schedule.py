@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..aside import written_aside
+
 STOPPED = 75  # exit status of a stage that the clock stopped and that goes on when it is run again
 PACE = 0.5  # seconds between looks at the running stages
 AHEAD = 2  # processes to a stage at work: some load their libraries while their turn comes
@@ -118,7 +120,8 @@ class Record:
     def keep(self) -> None:
         """Writes it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"done": self.done, "busy": self.busy}, indent=1) + "\n")
+        with written_aside(self.path) as aside:
+            aside.write_text(json.dumps({"done": self.done, "busy": self.busy}, indent=1) + "\n")
 
 
 @dataclass

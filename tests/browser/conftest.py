@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from fast_vae import fast_vae
 from playwright.sync_api import Browser, Page, sync_playwright
 from pocket_files import copy_pocket
 from pocket_gguf import write_family
+from setup.browser import BROWSERS, chromium
 from setup.comfyui import DEFAULT_VERSION
 from setup.places import ROOT, cache_folder
 from setup.server import Launch, Server, link_pack, serve
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -46,12 +45,11 @@ def artefacts() -> Path:
 
 @pytest.fixture(scope="module")  # Playwright keeps an event loop running in this thread: not beyond these tests
 def browser() -> Iterator[Browser]:
-    names = [os.environ.get("CHROMIUM", ""), *BROWSERS]
-    chromium = next((path for path in map(shutil.which, names) if path), None)
-    if chromium is None:
+    path = chromium()
+    if path is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed, and CHROMIUM does not name one")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        running = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield running
         running.close()
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import torch
 from pack import ROOT
 from torch import nn
 from wancore.pocket import family, models
-from wancore.pocket.training import flow, loop
+from wancore.pocket.training import flow, loop, rehearsal, report
+from wancore.pocket.training.low_rank import LowRank
 from wancore.pocket.training.schedule import SCHEDULE
 from wancore.pocket.training.sound_model import new_model as new_sound_model
+from wancore.pocket.training.stages import LORAS
 
 TRAINED_LORAS = (*family.LORAS[2:], *family.STYLES, family.SLOW)
 
@@ -46,10 +49,39 @@ def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path):
     for _ in range(2):
         with pytest.raises(loop.StoppedError):
             trained(parts)
+        assert [file.name for file in parts.state.iterdir()] == ["small.state"]
     resumed = trained(replace(parts, deadline=late))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     untrained = nn.Linear(8, 8).weight
     assert not torch.equal(untrained, whole["weight"])
+    assert not list(parts.state.iterdir())
+
+
+def test_a_state_of_another_seed_is_not_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    late, past = time.monotonic() + 600, time.monotonic() - 1
+    plan = loop.Plan(tmp_path, tmp_path / "state", torch.device("cpu"), 7, past)
+    with pytest.raises(loop.StoppedError):
+        trained(plan)
+    other = replace(plan, seed=8, deadline=late)
+    found = trained(other)
+    assert "small: begins anew" in capsys.readouterr().out
+    assert torch.equal(found["weight"], trained(replace(other, state=tmp_path / "none"))["weight"])
+
+
+def test_stages_that_end_together_leave_whole_reports(tmp_path: Path):
+    state, out = tmp_path / "state", tmp_path / "out"
+
+    def end(part: str) -> None:
+        for _ in range(40):
+            report.keep(part, {part: list(range(2000))}, state, out)
+            assert part in json.loads((state / "report" / f"{part}.json").read_text())
+            json.loads((out / "report.json").read_text())
+
+    with ThreadPoolExecutor(4) as stages:
+        list(stages.map(end, "abcd"))
+    report.keep("how", {"how": {}}, state, out)
+    assert json.loads((out / "report.json").read_text()).keys() == {*"abcd", "how"}
+    assert [file.name for file in out.iterdir()] == ["report.json"]
 
 
 def test_encoded_clips_are_kept_as_they_lie(tmp_path: Path):
@@ -67,6 +99,15 @@ def test_experts_end_with_right_texts():
     assert sum(expert.wrong_at(step) == 0 for step in range(expert.steps)) == flow.RIGHT * expert.steps
 
 
+def test_rehearsed_loras_are_as_large_as_the_trained_ones(tmp_path: Path):
+    """Else the compiled steps are of other shapes."""
+    plan = loop.Plan(tmp_path, tmp_path, torch.device("cpu"), 22, time.monotonic(), smoke=True)
+    given = rehearsal.MadeUp(plan)
+    for name, lora in (("compile_lora", "lora_high"), ("compile_lora5b", "lora_ti2v"), ("compile_style", "style_high")):
+        pairs = rehearsal.MAKERS[name](plan, given).model
+        assert isinstance(pairs, LowRank) and pairs.rank == LORAS[lora].rank
+
+
 @pytest.mark.slow
 def test_every_stage_runs_on_a_cpu(tmp_path: Path):
     """A few steps of each, in the order of the schedule; what they write is whole and named as the family's weights."""
@@ -80,7 +121,7 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path):
             assert all(value.float().isfinite().all() for value in kept.values())
     assert models.load_weights(new_sound_model(), family.S2V, out)
     assert all(models.weights_file_of(lora.short, out).is_file() for lora in TRAINED_LORAS)
-    report = json.loads((out / "report.json").read_text())
+    found = json.loads((out / "report.json").read_text())
     parts = {"text", "vae21", "vae22", "t2v", "4steps", "i2v", "ti2v", "ti2v_4steps", "s2v", "generator"}
-    assert parts <= report.keys()
-    assert any(name.startswith("vace") for name in report) and any(name.startswith("animate") for name in report)
+    assert parts <= found.keys()
+    assert any(name.startswith("vace") for name in found) and any(name.startswith("animate") for name in found)

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from wancore.tools.benchmark import predictions, workloads
+import torch
+from safetensors.torch import load_file
+from wancore.tools.benchmark import kept, predictions, weights, workloads
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "comfyui-wancore" / "ComfyUI-0.30.0"
@@ -39,6 +41,40 @@ def test_smoke(tmp_path: Path) -> None:
     assert "| RTX 4070 |" in (tmp_path / "bench.md").read_text()
 
 
+# Rows of errors alone, an engine that runs out of memory, and a choice of nothing.
+CHOSEN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tools")
+import pack
+pack.import_pack()
+from dataclasses import replace
+from wancore.tools.benchmark import run  # starts ComfyUI
+from wancore.tools.benchmark import engines
+folder, only = sys.argv[1], ["--smoke", "--only", "error", "--kinds", "bf16"]
+rows = lambda *more: list(run.Benchmark(run.parse([*only, *more]), Path(folder)).rows())
+with run.torch.inference_mode():
+    print([(row.engine, row.what, row.error < 0.02) for row in rows("--engines", "WanCore", "ComfyUI, cuDNN first")])
+
+    def full(*given):
+        engines.OURS.ready(*given)
+        raise run.torch.OutOfMemoryError("out of memory")
+
+    run.ENGINES = (replace(engines.NATIVE, ready=full),)
+    (row,) = rows("--engines", engines.NATIVE.name)
+    print(row.note, len(engines.management.current_loaded_models))
+run.main(["--smoke", "--only", "720p81", "--output", folder])
+"""
+
+
+def test_only_what_was_chosen_is_measured(tmp_path: Path) -> None:
+    environment = {**os.environ, "COMFYUI_PATH": os.environ.get("COMFYUI_PATH") or str(DEFAULT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHOSEN, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[('WanCore', 'bf16', True)]", "out of memory 0"], done.stderr[-2000:]
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Nothing to measure: --smoke --only 720p81")
+
+
 # Seconds of whole forwards on an H200, bf16 and fp8: docs/performance.md.
 MEASURED = {"480p81": (2.47, 1.99), "720p81": (9.8, 8.40), "5b": (0.792, 0.633)}
 
@@ -51,3 +87,33 @@ def test_predictions_are_near_what_was_measured() -> None:
             found = predictions.seconds(workloads.FORWARDS[name], "H200", float8=bool(float8))
             assert found == pytest.approx(value, rel=0.05), (name, float8)
     assert "not measured" in predictions.markdown(workloads.FORWARDS)
+
+
+def test_kept_files_are_found_again_by_all_they_depend_on(tmp_path: Path) -> None:
+    small, full = (kept.Kept(tmp_path, torch.device("cpu"), smoke=smoke) for smoke in (True, False))
+    assert small.path("vae21", None, "bf16") != full.path("vae21", None, "bf16")
+    assert small.path("ti2v_5B", 2, "Q8_0", "gguf") != full.path("ti2v_5B", 2, "Q8_0", "gguf")
+    for layers in (1, 2):
+        path = small.transformer("t2v_A14B_expert", "bf16", layers)
+        small.write_loras("t2v_A14B_expert", layers)
+        small.write_loras("ti2v_5B", layers)
+        loras = kept.loras_beside(path)
+        assert len(loras) == kept.LORAS and all("t2v_A14B_expert" in lora.name for lora in loras)
+        for each in (path, *loras):
+            blocks = {int(name.split("blocks.")[1][0]) for name in load_file(each) if "blocks." in name}
+            assert blocks == {*range(layers)}
+
+
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
+    def broken():
+        yield "a", torch.ones(3)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        weights.write(broken(), path)
+    assert not list(tmp_path.iterdir())
+    weights.write([("a", torch.ones(3))], path)
+    with pytest.raises(KeyboardInterrupt):
+        weights.write(broken(), path)
+    assert list(tmp_path.iterdir()) == [path]  # what was whole stays

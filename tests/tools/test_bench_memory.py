@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,26 @@ def test_written_files_are_what_they_say(tmp_path: Path) -> None:
         assert found.config is not None and found.config.num_layers == (30 if name == "ti2v-5B" else 40)
 
 
+@pytest.mark.parametrize("precision", ["fp8", "Q4_K"])
+def test_an_interrupted_write_leaves_no_file(precision: str, tmp_path: Path) -> None:
+    from wancore.tools.benchmark.memory import files
+
+    class Full(Nothing):
+        """A disk that is full after a few tensors."""
+
+        left = 5
+
+        def write(self, file: Any, kind: str, count: int) -> None:
+            self.left -= 1
+            if not self.left:
+                raise OSError("no space left on device")
+            super().write(file, kind, count)
+
+    with pytest.raises(OSError, match="no space"):
+        files.transformer(tmp_path / "a", "ti2v_5B", precision, layers=1, numbers=Full(0))
+    assert not list(tmp_path.iterdir())
+
+
 def test_peaks_are_those_between_two_times() -> None:
     changes = [[1.0, 2 * 2**30], [2.0, 5 * 2**30], [3.0, 2**30]]
     assert report.peak(changes, 0.5, 1.5) == 2.0
@@ -86,6 +107,26 @@ def test_a_phase_has_the_most_ram_that_it_took() -> None:
     watch.end()
     decode, save = watch.phases
     assert decode.ram - save.ram == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_forward_that_fails_leaves_no_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else those of the next one count its blocks twice."""
+    import_comfy()
+    import comfy.model_base
+    from wancore.tools.benchmark.memory import phases
+
+    def failing(model: Any) -> None:
+        model.diffusion_model.blocks[0](torch.ones(2))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(comfy.model_base.BaseModel, "apply_model", failing)
+    phases.Watch({}, None).around_forwards()
+    model = torch.nn.Module()
+    model.diffusion_model = torch.nn.Module()
+    model.diffusion_model.blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        comfy.model_base.BaseModel.apply_model(model)
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.diffusion_model.blocks)
 
 
 def test_a_limit_that_was_not_set_is_said() -> None:

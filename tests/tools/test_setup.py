@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
 import io
 import os
 import shutil
@@ -44,6 +45,19 @@ def make_wheel(folder: Path, name: str, version: str = "1.0") -> None:
             lines.append(f"{path},sha256={digest},{len(text)}")
             wheel.writestr(path, text)
         wheel.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]) + "\n")
+
+
+def test_a_browser_that_chromium_names_runs_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("checks", places.ROOT / "tools" / "test.py")
+    assert spec is not None and spec.loader is not None
+    checks = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "checks", checks)
+    spec.loader.exec_module(checks)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    assert checks._left_out(checks.parse([])) == {"browser"}
+    monkeypatch.setenv("CHROMIUM", sys.executable)
+    assert checks._left_out(checks.parse([])) == set()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from ...nodes.bridge.attention8 import with_attention8
 from ...nodes.bridge.lora import apply_lora
 from ...nodes.bridge.model import load_model
 from . import diffusers
+from .kept import loras_beside
 from .workloads import Forward
 
 Given = tuple[Tensor, Tensor, Tensor]  # latent, sigma, text
@@ -60,7 +61,7 @@ def _in_8_bits(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
 
 def _with_loras(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
     model = load_model(str(path), dtype=dtype)
-    for lora in sorted(path.parent.glob(f"{path.name.split('_')[0]}_lora*.safetensors")):
+    for lora in loras_beside(path):
         model, match = apply_lora(model, str(lora), lora.name, 0.5, merge=False)
         assert match is not None
     return forward(model, given)

@@ -30,7 +30,8 @@ def seconds(workload: Forward, card: str, *, float8: bool) -> float:
 def markdown(workloads: dict[str, Forward]) -> str:
     """The table, which says that it is one of predictions."""
     names = [workload.name for workload in workloads.values()]
-    lines = ["Predictions, not measured: seconds per forward, bf16 / fp8 files, PyTorch's attention", ""]
+    attention = "PyTorch's attention (H200: the pack's own kernel)"
+    lines = [f"Predictions, not measured: seconds per forward, bf16 / fp8 files, {attention}", ""]
     lines += [f"| card | {' | '.join(names)} |", f"|{'---|' * (1 + len(names))}"]
     lines += [f"| {card} | {' | '.join(_cells(workloads, card))} |" for card in SHOWN]
     return "\n".join(lines)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from . import host
 
@@ -15,14 +16,15 @@ host.start()
 import torch  # noqa: E402  (after comfy-aimdo)
 
 from ...wan_core.errors import WanError  # noqa: E402
-from . import predictions, report, timing, vae, weights, workloads  # noqa: E402
-from .engines import ENGINES, IN_8_BITS, NATIVE, OURS, Engine, inputs, running  # noqa: E402
+from . import predictions, report, timing, vae, workloads  # noqa: E402
+from .engines import ENGINES, IN_8_BITS, NATIVE, OURS, Engine, Given, inputs, running  # noqa: E402
+from .kept import Kept  # noqa: E402
 from .timing import Row  # noqa: E402
 from .workloads import Forward  # noqa: E402
 
 ERROR_LAYERS = 4
+COMPARED, COMPARED_KINDS = (NATIVE.name, "diffusers", OURS.name, IN_8_BITS.name), ("bf16", "fp8 scaled")
 KINDS = {"bf16": torch.bfloat16, "fp8 scaled": None, "Q8_0": None, "Q4_K": None}  # computed in; None: as loaded
-LORAS = 2
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -42,13 +44,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 class Benchmark:
-    """One run; files are written when they are first needed."""
+    """One run."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.folder = options, folder
+        self.options = options
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.runs = 1 if options.smoke else options.runs
-        self.sizes = workloads.SMOKE_SIZES if options.smoke else None
+        self.files = Kept(folder, self.device, smoke=options.smoke)
 
     def rows(self) -> Iterator[Row]:
         """Yields each row as soon as it is measured."""
@@ -60,7 +62,7 @@ class Benchmark:
                 yield from self.forwards(workload)
         for name, clip in (workloads.SMOKE_CLIPS if small else workloads.CLIPS).items():
             if name in self.options.only:
-                path = self._vae_file(clip.shapes)
+                path = self.files.vae(clip.shapes)
                 dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
                 yield from vae.rows(clip, path, self.device, dtype, self.runs)
 
@@ -69,73 +71,46 @@ class Benchmark:
         layers = 2 if self.options.smoke else self.options.layers
         given = inputs(workload, self.device)
         for kind in self.options.kinds:
-            path = self._transformer_file(workload.shapes, kind, layers, outliers=False)
             for engine in self._chosen(kind):
-                row = Row(workload.name, engine.name, kind)
+                path = self.files.transformer(workload.shapes, kind, layers)
                 if "LoRA" in engine.name:
-                    self._lora_files(workload.shapes, layers)
-                try:
-                    with running(engine):
-                        call = engine.ready(path, KINDS[kind], given)
-                        timing.measure(row, call, self.runs)
-                        del call
-                except (RuntimeError, WanError) as error:  # what does not run here is a row too
-                    row.note = str(error).splitlines()[0]
-                host.unload()
-                yield row
+                    self.files.write_loras(workload.shapes, layers)
+                yield tried(Row(workload.name, engine.name, kind), self._timed, engine, path, given)
+
+    def errors(self, workload: Forward) -> Iterator[Row]:
+        """Distance from a float32 run of a few layers whose channels have outliers."""
+        kinds = [kind for kind in COMPARED_KINDS if kind in self.options.kinds]
+        chosen = [(kind, engine) for kind in kinds for engine in self._chosen(kind) if engine.name in COMPARED]
+        if not chosen:
+            return
+        layers = 2 if self.options.smoke else ERROR_LAYERS
+        given = inputs(workload, self.device)
+        exact = self.files.transformer(workload.shapes, "bf16", layers, outliers=True)
+        reference = OURS.ready(exact, torch.float32, given)()
+        host.unload()
+        for kind, engine in chosen:
+            path = self.files.transformer(workload.shapes, kind, layers, outliers=True)
+            yield tried(Row(workload.name, engine.name, kind), self._compared, engine, path, given, reference)
 
     def _chosen(self, kind: str) -> Iterator[Engine]:
         yield from (engine for engine in ENGINES if kind in engine.kinds and engine.name in self.options.engines)
 
-    def errors(self, workload: Forward) -> Iterator[Row]:
-        """Distance from a float32 run of a few layers whose channels have outliers."""
-        layers = 2 if self.options.smoke else ERROR_LAYERS
-        given = inputs(workload, self.device)
-        paths = {
-            kind: self._transformer_file(workload.shapes, kind, layers, outliers=True)
-            for kind in ("bf16", "fp8 scaled")
-        }
-        reference = self._once(OURS, paths["bf16"], torch.float32, given)
-        for kind, path in paths.items():
-            for engine in (NATIVE, *(each for each in ENGINES if each.name == "diffusers"), OURS, IN_8_BITS):
-                if kind in engine.kinds:
-                    row = Row(workload.name, engine.name, kind)
-                    try:
-                        row.error = timing.difference(self._once(engine, path, KINDS[kind], given), reference)
-                    except (RuntimeError, WanError) as error:
-                        row.note = str(error).splitlines()[0]
-                    yield row
+    def _timed(self, row: Row, engine: Engine, path: Path, given: Given) -> None:
+        with running(engine):
+            timing.measure(row, engine.ready(path, KINDS[row.what], given), self.runs)
 
-    def _once(self, engine: Engine, path: Path, dtype: torch.dtype | None, given: tuple) -> torch.Tensor:
-        out = engine.ready(path, dtype, given)()
-        host.unload()
-        return out
+    def _compared(self, row: Row, engine: Engine, path: Path, given: Given, reference: torch.Tensor) -> None:
+        row.error = timing.difference(engine.ready(path, KINDS[row.what], given)(), reference)
 
-    def _transformer_file(self, shapes: str, kind: str, layers: int | None, *, outliers: bool) -> Path:
-        suffix = "gguf" if kind in weights.GGUF else "safetensors"
-        name = f"{shapes}_{layers or 'all'}{'_outliers' if outliers else ''}_{kind.replace(' ', '_')}.{suffix}"
-        path = self.folder / name
-        if not path.is_file():
-            named = weights.shapes_of(shapes, layers, self.sizes)
-            if kind in weights.GGUF:
-                return weights.write_gguf(named, kind, self.device, path)
-            tensors = weights.transformer(named, self.device, outliers=outliers)
-            weights.write(tensors if kind == "bf16" else weights.in_float8(tensors), path)
-        return path
 
-    def _lora_files(self, shapes: str, layers: int | None) -> None:
-        named = weights.shapes_of(shapes, layers, self.sizes)
-        for number in range(LORAS):
-            path = self.folder / f"{shapes.split('_')[0]}_lora{number}.safetensors"
-            if not path.is_file():
-                weights.write(weights.low_rank(named, self.device, number), path)
-
-    def _vae_file(self, shapes: str) -> Path:
-        path = self.folder / f"{shapes}.safetensors"
-        if not path.is_file():
-            found = weights.shapes_of(shapes, sizes=workloads.SMOKE_VAE_SIZES if self.options.smoke else None)
-            weights.write(weights.autoencoder(found, self.device), path)
-        return path
+def tried(row: Row, measure: Callable[..., None], *arguments: Any) -> Row:
+    """The row as `measure` filled it in: what does not run here is a row too, and leaves the GPU to the next one."""
+    try:
+        measure(row, *arguments)
+    except (RuntimeError, WanError) as error:
+        row.note = (str(error) or type(error).__name__).splitlines()[0]
+    host.unload()  # not before the error is gone, which holds what the call had computed
+    return row
 
 
 def main(arguments: list[str]) -> int:
@@ -150,6 +125,11 @@ def main(arguments: list[str]) -> int:
             rows.append(row)
             print(report.markdown([row]).splitlines()[-1], flush=True)
             report.write(rows, options.output)
+    if not rows:
+        asked = f"{'--smoke ' if options.smoke else ''}--only {' '.join(options.only)}"
+        raise SystemExit(
+            f"Nothing to measure: {asked} has no row of these --kinds and --engines. Choose others of them."
+        )
     with (options.output / "bench.md").open("a", encoding="utf-8") as file:
         file.write(f"\n{predictions.markdown(workloads.FORWARDS)}\n")
     print("\n" + (options.output / "bench.md").read_text(encoding="utf-8"))

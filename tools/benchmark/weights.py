@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...pocket.aside import written_aside
+
 SHAPES = Path(__file__).resolve().parents[2] / "tests" / "shapes"
 FLOAT8_MAX = 448.0
 HEADER = 1 << 20  # bytes kept for the table of a file; spaces fill it up
@@ -101,7 +103,7 @@ def write(weights: Iterable[tuple[str, Tensor]], path: Path) -> Path:
     """Saves as safetensors, tensor by tensor as they come, and returns the path."""
     table: dict[str, object] = {}
     position = 0
-    with path.open("wb") as file:
+    with written_aside(path) as part, part.open("wb") as file:
         file.seek(8 + HEADER)
         for name, tensor in weights:
             data = tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
@@ -131,7 +133,7 @@ def write_gguf(shapes: dict[str, tuple[int, ...]], kind: str, device: torch.devi
     start = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), 1) + fields + header
     generator = torch.Generator(device).manual_seed(6)
     small = dict(transformer({name: shape for name, shape, packed, _ in parts if not packed}, device, outliers=False))
-    with path.open("wb") as file:
+    with written_aside(path) as part, part.open("wb") as file:
         file.write(start + bytes(-len(start) % ALIGNMENT))
         for name, shape, packed, count in parts:
             if packed:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from wancore.wan_core.audio.buckets import buckets, resampled
 from wancore.wan_core.audio.conditioning import SoundInputs, sound_conditioning
-from wancore.wan_core.conditioning import Conditioning
 from wancore.wan_core.config import TransformerConfig
 from wancore.wan_core.hooks import Block, Hooks, ReplaceBlock
 from wancore.wan_core.stream import Stream
@@ -45,7 +44,7 @@ def s2v(golden: Golden) -> Iterator[Result]:
         )
         video = given["x"][None]
         conditioning = sound_conditioning(transformer, video, given["context"][None], inputs)
-        ours, hooks = watch(transformer, conditioning, inputs)
+        ours, hooks = watch(transformer, inputs)
         ours["out.x"] = transformer(video, given["t"], conditioning, hooks)[0]
         yield golden.check(case, {name: ours[name] for name in ours if wanted(golden, case, name)}, TOLERANCE)
 
@@ -55,9 +54,7 @@ def wanted(golden: Golden, case: str, name: str) -> bool:
     return what in golden.of(kind, case)
 
 
-def watch(
-    transformer: WanTransformer, conditioning: Conditioning, inputs: SoundInputs
-) -> tuple[dict[str, Tensor], Hooks]:
+def watch(transformer: WanTransformer, inputs: SoundInputs) -> tuple[dict[str, Tensor], Hooks]:
     """Intermediate values by their name in the file; those of the blocks appear while the model runs."""
     seen: dict[str, Tensor] = {}
     if inputs.motion is not None:

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -89,13 +88,12 @@ class Server:
 
 
 @contextmanager
-def serve(launch: Launch, log_file: Path | None = None) -> Iterator[Server]:
+def serve(launch: Launch, log_file: Path) -> Iterator[Server]:
     """Starts a server, waits until it answers, and stops it when the block is left, however it is left.
 
     Raises:
         SetupError: it ended or did not answer in time; the line holds the last thing that it said.
     """
-    log_file = log_file or Path(tempfile.mkstemp(prefix="comfyui-", suffix=".log")[1])
     port = free_port()
     with log_file.open("wb") as output:
         process = subprocess.Popen(

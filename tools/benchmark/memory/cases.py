@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 UMT5 = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
-UMT5_Q5 = "umt5-xxl-encoder-Q5_K_M.gguf"
 VAE21 = "wan_2.1_vae.safetensors"
 VAE22 = "wan2.2_vae.safetensors"
 GIB = 2**30

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ....pocket.aside import written_aside
 from ..weights import shapes_of
 
 PIECE = 64 * 2**20  # bytes of random numbers, written again and again
@@ -141,7 +142,7 @@ def _safetensors(
     header = json.dumps(table).encode()
     header += b" " * (-len(header) % 8)
     numbers = numbers or Random(0)
-    with path.open("wb") as file:
+    with written_aside(path) as aside, aside.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for kind, size, value in parts:
             if kind == "U8":
@@ -176,7 +177,7 @@ def _gguf(path: Path, named: Shapes, kind: str, numbers: Random) -> Path:
     key, value = b"general.architecture", b"wan"
     fields = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
     start = b"GGUF" + struct.pack("<IQQ", 3, len(named), 1) + fields + header
-    with path.open("wb") as file:
+    with written_aside(path) as aside, aside.open("wb") as file:
         file.write(start + bytes(-len(start) % ALIGNMENT))
         for part, count, ones in parts:
             if ones:

@@ -111,10 +111,12 @@ class Watch:
             if blocks is not None:
                 hooks.append(blocks[0].register_forward_pre_hook(lambda *_: mark("first")))
                 hooks.append(blocks[-1].register_forward_hook(lambda *_: mark("last")))
-            out = original(model, *args, **kwargs)
-            mark("end")
-            for hook in hooks:
-                hook.remove()
+            try:
+                out = original(model, *args, **kwargs)
+                mark("end")
+            finally:
+                for hook in hooks:
+                    hook.remove()
             sent = 0 if self.link is None else self.link.count - sent
             self.forwards.append(
                 {

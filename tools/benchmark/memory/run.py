@@ -110,23 +110,16 @@ def _missing(folder: Path, models: list[Model]) -> Iterator[tuple[Any, ...]]:
     for model in models:
         for seed, name in enumerate(model.files):
             path = folder / "diffusion_models" / name
-            wanted[path] = (_write, files.transformer, path, model.shapes, model.precision, seed)
+            wanted[path] = (_write_transformer, path, model.shapes, model.precision, seed)
         path = folder / "text_encoders" / model.text_encoder
-        wanted[path] = (_write, files.text_encoder, path, load_spiece())
+        wanted[path] = (files.text_encoder, path, load_spiece())
         path = folder / "vae" / model.vae
-        wanted[path] = (_write, files.vae, path, "vae22" if model.vae == cases.VAE22 else "vae21")
+        wanted[path] = (files.vae, path, "vae22" if model.vae == cases.VAE22 else "vae21")
     yield from (job for path, job in wanted.items() if not path.is_file())
 
 
-def _write(writer: Any, path: Path, *args: Any) -> None:
-    """Under another name until it is whole."""
-    part = path.with_name(f"part_{path.name}")
-    if writer is files.transformer:
-        shapes, precision, seed = args
-        writer(part, shapes, precision, numbers=files.Random(seed))
-    else:
-        writer(part, *args)
-    part.rename(path)
+def _write_transformer(path: Path, shapes: str, precision: str, seed: int) -> None:
+    files.transformer(path, shapes, precision, numbers=files.Random(seed))
 
 
 def _picture(path: Path) -> None:

@@ -28,9 +28,10 @@ SOUND = 80  # frames of sound features
 
 def prepare(shapes: str, precision: str, clip: Clip, folder: Path) -> tuple[Callable[[], Any], float]:
     """What samples once, with the official settings, and the least VRAM that the planner says, in GiB."""
-    path = folder / f"least_{shapes}_{precision}{'.gguf' if precision in files.GGUF else '.safetensors'}"
+    layers, suffix = LAYERS.get(shapes, FEW), "gguf" if precision in files.GGUF else "safetensors"
+    path = folder / f"least_{shapes}_{layers}_{precision}.{suffix}"
     if not path.is_file():
-        files.transformer(path, shapes, precision, layers=LAYERS.get(shapes, FEW))
+        files.transformer(path, shapes, precision, layers=layers)
     checkpoint = inspect(path)
     assert checkpoint.config is not None
     experts = [load_model(str(path)) for _ in range(EXPERTS.get(shapes, 1))]

@@ -135,6 +135,15 @@ class WanTextEncoder(sd1_clip.SD1ClipModel):
             **native,
         )
 
+    def memory_estimation_function(self, _tokens: Any, device: torch.device | None = None) -> int:
+        """Bytes to keep free for tokens, natively none. Asked for before weights are loaded, which reads small ones.
+
+        Raises:
+            WeightsFileError: the file was cut off or written over since.
+        """
+        check_all(getattr(self, NAME).transformer.files)
+        return 0
+
 
 @dataclass(frozen=True)
 class Target:

@@ -314,6 +314,20 @@ def test_a_file_that_is_cut_off_while_it_is_in_use_is_no_crash(kind, tmp_path):
         patcher.memory_required((1, 16, 1, 8, 8))
 
 
+def test_a_text_encoder_that_was_cut_off_is_refused_before_its_weights_are_touched(tmp_path, monkeypatch):
+    path = tmp_path / family.TEXT_ENCODER.name
+    save_file(build(family.TEXT_ENCODER, fp8=False), path)
+    clip = load_text_encoder(path)
+    clip.cond_stage_model.umt5xxl.transformer.files = (MappedFile.of(path),)  # as with Dynamic VRAM, on a GPU
+    tokens = clip.tokenize("a red circle")
+    clip.encode_from_tokens(tokens)
+    os.truncate(path, 500)
+    monkeypatch.setattr(management, "load_models_gpu", lambda *_, **__: pytest.fail("weights are loaded"))
+    with pytest.raises(WeightsFileError, match="cut off") as error:
+        clip.encode_from_tokens(tokens)
+    assert str(path) in error.value.where
+
+
 def mapped_vae(folder: Path):
     """A VAE and its file, which it would go on reading with Dynamic VRAM; that needs a GPU, so here it is told."""
     path = folder / family.VAE.name

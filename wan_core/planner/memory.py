@@ -21,9 +21,7 @@ from ..weights.families import TEXT_ENCODER
 
 GIB = 2**30
 SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
-HALF = 2  # bytes of bfloat16 and float16
-
-FLOAT = 4  # of float32
+HALF, FLOAT = 2, 4  # bytes of bfloat16 and float16, of float32
 
 CONTEXT = 0.68 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
 LIBRARIES = 0.19 * GIB  # more of it where cuDNN's convolutions are loaded

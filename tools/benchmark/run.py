@@ -33,7 +33,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     names = [*workloads.FORWARDS, *workloads.CLIPS, "error"]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to measure (default: all)")
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS], default=[*KINDS], help="of files (default: all)")
-    engines, usual = ([e.name for e in ENGINES if not (e.by_name_only and usual)] for usual in (False, True))
+    engines = [engine.name for engine in ENGINES]
+    usual = [engine.name for engine in ENGINES if not engine.by_name_only]
     parser.add_argument("--engines", nargs="+", choices=engines, default=usual, help=f"default: {', '.join(usual)}")
     parser.add_argument("--layers", type=int, help="blocks of each transformer (default: all)")
     parser.add_argument("--runs", type=int, default=3, help="calls after the first one (default: 3)")

@@ -1,4 +1,7 @@
-"""Files that bear their names only once they are whole."""
+"""Files that bear their names only once they are whole, for training and benchmarks.
+
+They can be made again, and some have 28 GB: unlike in wan_core/media/atomic.py, nothing waits until the disk has them.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,10 @@ else:
             fused.modulated_norm(x, shift, scale, spans, eps=1e-6, form=Form(dtype)),
             eager.modulated_norm(x, shift, scale, spans, eps=1e-6, form=Form(dtype)),
         )
-        close(fused.gated_add(x, y, gate, spans), eager.gated_add(x, y, gate, spans))
+        expected = eager.gated_add(x, y, gate, spans)
+        close(fused.gated_add(x, y, gate, spans), expected)
+        assert fused.gated_add(x, y, gate, spans, in_place=True) is x
+        close(x, expected)
 
     @pytest.mark.parametrize("spans", [SPANS["one row"], SPANS["groups with their own rows"]], ids=["one", "groups"])
     @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -131,6 +131,23 @@ def test_sparing_calls_take_the_feed_forward_in_parts(model, monkeypatch):
     assert len(rows) == 2 * model.num_layers and max(rows) == math.ceil(TOKENS / 2) and sum(rows[:2]) == TOKENS
 
 
+def test_parts_go_where_the_tokens_were(model, monkeypatch):
+    """Tensors of other sizes would leave gaps in the memory of a small card."""
+    given, got = [], []
+    norm, add = kernels.add_modulated_norm, kernels.gated_add
+
+    def noted(*args, **options):
+        sums, normed = norm(*args, **options)
+        given.append(normed.data_ptr())
+        return sums, normed
+
+    monkeypatch.setattr(kernels, "add_modulated_norm", noted)
+    monkeypatch.setattr(kernels, "gated_add", lambda x, y, *rest: (got.append(y.data_ptr()), add(x, y, *rest))[1])
+    with torch.no_grad():
+        model(video(), STEP, prompt(), Hooks(sparing=True))
+    assert given == got and len(got) == model.num_layers
+
+
 def test_tokens_before_the_blocks_are_let_go(model):
     """Nothing keeps them while the blocks compute: on a small card they are weights that could stay."""
     first, alive = [], []

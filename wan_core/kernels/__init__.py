@@ -39,6 +39,8 @@ __all__ = [
     "modulated_norm",
     "rms_norm",
     "rms_norm_rotate",
+    "room_of",
+    "split",
     "wide",
 ]
 
@@ -65,9 +67,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, form: For
 
 
 def gated_add(x: Tensor, y: Tensor, gate: Tensor, spans: Sequence[Span]) -> Tensor:
-    """x + y * gate for x, y [B, L, D] and gate [B, R, D]; returns x's dtype."""
-    way = fused if fused is not None and fused.accepts(x, y, gate) else eager
-    return way.gated_add(x, y, gate, spans)
+    """x + y * gate for x, y [B, L, D] and gate [B, R, D]; may write the result, in x's dtype, into x."""
+    if fused is not None and fused.accepts(x, y, gate):
+        return fused.gated_add(x, y, gate, spans, in_place=_is_free(x))
+    return eager.gated_add(x, y, gate, spans)
 
 
 def gated_add_norm(
@@ -110,6 +113,13 @@ def _is_free(x: Tensor) -> bool:
 def split(x: Tensor | Rows8, size: int) -> tuple[Tensor | Rows8, ...]:
     """Successive parts of `size` tokens of x [B, L, D], the last one with what is left."""
     return x.split(size) if isinstance(x, Rows8) else x.split(size, 1)
+
+
+def room_of(x: Tensor | Rows8) -> Tensor:
+    """Room for what comes of x [B, L, D], part by part: that of x itself where nobody will ask for it again."""
+    if isinstance(x, Rows8):
+        return torch.empty(x.values.shape, dtype=x.dtype, device=x.values.device)
+    return x if _is_free(x) else torch.empty_like(x)
 
 
 def formed(x: Tensor, form: Form) -> Tensor | Rows8:

@@ -194,10 +194,10 @@ def _formed(x: Tensor, form: Form, *, gelu: bool) -> Tensor | Rows8:
     return _done(result)
 
 
-def gated_add(x: Tensor, y: Tensor, gate: Tensor, spans: Sequence[Span]) -> Tensor:
+def gated_add(x: Tensor, y: Tensor, gate: Tensor, spans: Sequence[Span], *, in_place: bool = False) -> Tensor:
     """See kernels.gated_add."""
     batch, _, width = x.shape
-    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    result = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     for tokens, rows, share in _pieces(x, spans):
         part, added, factor, out = x[:, tokens], y[:, tokens], gate[:, rows], result[:, tokens]
         group = _group(share)

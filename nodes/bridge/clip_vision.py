@@ -23,6 +23,7 @@ from ...wan_core.weights.inspect import Checkpoint, inspect
 from ...wan_core.weights.pairing import place, require
 from ...wan_core.weights.wholeness import check_tensors, check_types
 from .images import with_conditions
+from .leftovers import cleared_on_failure
 from .ops import wan_operations
 from .soundness import check_answer, check_small
 
@@ -60,7 +61,8 @@ class ClipVision:
         if crop:
             side = min(pictures.shape[2:])
             pictures = cover(pictures, (side, side))
-        features = self.model(prepared(pictures, self.image_size))
+        with cleared_on_failure(self.model):
+            features = self.model(prepared(pictures, self.image_size))
         check_answer(features.penultimate, self.model, self.where, picture=pictures)
         return _output(features, self.image_size)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...wan_core.planner.memory import HALF, LEAST_TILE, OVERLAP, VAE_WORKING, tile
 from ...wan_core.vae.causal import CausalVAE
 from ...wan_core.vae.tiles import Canvas, cut
+from .leftovers import cleared_on_failure
 from .pins import free_ram
 from .residency import held, is_lack_of_memory, reachable
 
@@ -157,7 +158,8 @@ def _decoded(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
 
 def _next_images(vae: comfy.sd.VAE, chunks: Iterator[Tensor]) -> Tensor | None:
     """The next decoded pixels [1, 3, f, H, W] as images [f, H, W, 3], where they were decoded; None at the end."""
-    with comfy.model_management.cuda_device_context(vae.device):
+    model = vae.first_stage_model
+    with comfy.model_management.cuda_device_context(vae.device), cleared_on_failure(model):
         chunk = next(chunks, None)
         if chunk is None:
             return None

@@ -16,6 +16,7 @@ from ...wan_core.image_conditioning import Keyframe, clip_parts, known_mask, pix
 from ...wan_core.planner.memory import LEAST_TILE, OVERLAP
 from ...wan_core.vae.causal import CausalVAE
 from .latents import LATENT_FORMATS
+from .leftovers import cleared_on_failure
 from .residency import is_lack_of_memory
 from .soundness import check_vae
 
@@ -112,7 +113,7 @@ def _in_whole_frames(vae: Any, parts: Sequence[tuple[Tensor, int]], frames: int)
     height, width = parts[0][0].shape[-2:]
     memory = vae.memory_used_encode((1, 3, frames, height, width), vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
-    with comfy.model_management.cuda_device_context(vae.device):
+    with comfy.model_management.cuda_device_context(vae.device), cleared_on_failure(vae.first_stage_model):
         typed = ((part.to(vae.vae_dtype), times) for part, times in parts)
         latent = vae.first_stage_model.encode_parts(typed, device=vae.device)
     return latent.to(device=vae.output_device, dtype=vae.vae_output_dtype())

@@ -24,7 +24,7 @@ from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, mapped, require
 from ...wan_core.weights.families import DIFFUSION_MODEL, Shapes
 from ...wan_core.weights.wholeness import check_tensors, check_types, network_of
-from . import host, lora_table, residency, soundness, texts
+from . import host, leftovers, lora_table, residency, soundness, texts
 from .branches import keep_quantised
 from .hosted import HostedTransformer
 from .latents import LATENT_FORMATS
@@ -61,7 +61,7 @@ class WanModel(comfy.model_base.WAN21):
         def answered() -> Tensor:  # asked anew, as a second try is to spare memory
             return native(x, t, c_concat, c_crossattn, control, residency.settled(self, options, x), **kwargs)
 
-        with lora_table.running(self, options, step):
+        with lora_table.running(self, options, step), leftovers.cleared_on_failure(self):
             answer = residency.recovery_of(self).attempt(answered)
         if soundness.is_first(self, step):
             where = repr(self.model_config.path)

@@ -81,6 +81,8 @@ def stream(
         check_all(files)
         residency.RECOVERY.attempt(_Fetch(prefetch, queue, device, block))
         yield index, block
+        if queue is None:  # a try that failed may have left marks, which nothing else takes off
+            prefetch.cleanup_prefetched_modules(block.modules())
     prefetch.prefetch_queue_pop(queue, device, None)
 
 

@@ -16,13 +16,12 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import comfy.model_management as management
-import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ...wan_core.hooks import Recovery
 from ...wan_core.planner.memory import IN_FLIGHT, residence, tokens_of
-from . import host
+from . import leftovers
 from .pins import size_of
 
 OPTION = "wan_core_sparing"  # in the options of a call: activations are to take little, as weights come and go
@@ -85,10 +84,7 @@ RECOVERY = Recovery(is_lack_of_memory, catch_up)
 def _clear(model: Any) -> None:
     """Other models leave the card, and weights come for each block alone; PyTorch's memory has no gaps then."""
     patcher = model.current_patcher
-    prefetch = host.prefetch_module()
-    if prefetch is not None:  # what was on its way to the blocks that did not come to compute
-        getattr(prefetch, "cleanup_prefetch_queues", lambda: None)()
-    torch.cuda.synchronize(patcher.load_device)
+    leftovers.clear(model)
     for other in _others(patcher):
         other.partially_unload(patcher.load_device, 1e30)
     _vbar(patcher).set_watermark(0)

@@ -33,6 +33,7 @@ from ...wan_core.weights.pairing import require
 from ...wan_core.weights.vocabulary import TENSOR, tokenizer_file, weights_file
 from ...wan_core.weights.wholeness import check_tensors, check_types, network_of, sizes_of
 from .branches import keep_quantised
+from .leftovers import cleared_on_failure
 from .ops import wan_operations
 from .pins import in_free_ram_only, size_of
 from .quantised import UNMARKED, native_form
@@ -82,7 +83,7 @@ class HostedUMT5(UMT5Encoder):
         layer = intermediate_output
         if layer is not None and layer < 0:
             layer += self.num_layers
-        with in_free_ram_only(size_of(self.encoder)):
+        with in_free_ram_only(size_of(self.encoder)), cleared_on_failure(self):
             hidden, kept = self.encode(x, attention_mask, layer=layer)
         check_answer(hidden, self, self.where, tokens=embeds)
         if kept is not None and final_layer_norm_intermediate:

@@ -31,3 +31,13 @@ def inference() -> Iterator[None]:
 def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain float8 is kept where the card would not hold it as bfloat16; a CPU would decode it on loading."""
     monkeypatch.setattr(management, "maximum_vram_for_weights", lambda device=None: 0)
+
+
+@pytest.fixture
+def cleared(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """The models that were cleared of what a failed call leaves."""
+    from wancore.nodes.bridge import leftovers
+
+    found: list[torch.nn.Module] = []
+    monkeypatch.setattr(leftovers, "clear", found.append)
+    return found

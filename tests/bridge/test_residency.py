@@ -154,7 +154,6 @@ SHORT = torch.cuda.OutOfMemoryError("Allocation would exceed allowed memory")
 
 def test_what_ran_out_of_memory_gets_all_of_it_once(card, monkeypatch):
     """Also where the buffer for weights on their way could not grow; other errors and a second failure stay errors."""
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     monkeypatch.setattr(residency.management, "soft_empty_cache", lambda: None)
     high, low = card.load(13 * GIB, 4 * GIB), expert(card, 13 * GIB, there=GIB)
     call(low)

@@ -347,6 +347,20 @@ def test_wrong_files(weights: dict, vocabulary: torch.Tensor, tmp_path: Path):
         load_text_encoder(file)
 
 
+def test_a_failure_leaves_no_weights_on_their_way(
+    ours: comfy.sd.CLIP, cleared: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+):
+    encoder = ours.cond_stage_model.umt5xxl.transformer
+
+    def fails(*_unused: object, **_options: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(encoder, "encode", fails)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        conditioning(ours, "a lighthouse")
+    assert cleared == [encoder]
+
+
 def test_a_plain_table_is_looked_up_where_it_lies(ours: comfy.sd.CLIP):
     table = ours.cond_stage_model.umt5xxl.transformer.shared
     numbers = torch.tensor([[5, 0, 31, 5]])

@@ -236,7 +236,7 @@ def test_chunks_of_a_native_vae(native: comfy.sd.VAE, kind: Kind):
 
 
 def test_tiles_take_over_when_memory_runs_out(
-    path: Path, native: comfy.sd.VAE, caplog: pytest.LogCaptureFixture, kind: Kind
+    path: Path, native: comfy.sd.VAE, caplog: pytest.LogCaptureFixture, cleared: list[torch.nn.Module], kind: Kind
 ):
     vae, calls = load_vae(path), []
     latent = native.encode(images(9, kind.size))
@@ -250,7 +250,7 @@ def test_tiles_take_over_when_memory_runs_out(
     frames = list(decode_chunks(vae, latent))
     assert [chunk.shape[0] for chunk in frames] == [1, 8]
     close(torch.cat(frames), native.decode(latent)[0])  # the tiles are larger than the frame
-    assert "in tiles" in caplog.text
+    assert "in tiles" in caplog.text and cleared == [vae.first_stage_model]
 
 
 def test_what_does_not_fit_is_decoded_in_tiles(path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind):
@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_decoded_in_tiles(path: Path, monkeypatch: pytest.M
     assert float((frames - whole).abs().mean()) < 0.02
 
 
-def test_what_does_not_fit_is_encoded_in_tiles(path: Path, kind: Kind):
+def test_what_does_not_fit_is_encoded_in_tiles(path: Path, cleared: list[torch.nn.Module], kind: Kind):
     """After one attempt at whole frames."""
     vae, sizes = load_vae(path), []
     clip = 2 * images(5, (256, 320)).movedim(-1, 0)[None] - 1
@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_encoded_in_tiles(path: Path, kind: Kind):
 
     vae.first_stage_model.encoder.register_forward_pre_hook(refuse_large)
     tiled = encode_parts(vae, parts, 5)
-    assert sizes.count(sizes[0]) == 1 and tiled.shape == whole.shape
+    assert sizes.count(sizes[0]) == 1 and tiled.shape == whole.shape and cleared == [vae.first_stage_model]
     assert float((tiled - whole).abs().mean()) < 0.1 * float(whole.abs().mean())
 
 

@@ -62,7 +62,7 @@ class WanModel(comfy.model_base.WAN21):
             return native(x, t, c_concat, c_crossattn, control, residency.settled(self, options, x), **kwargs)
 
         with lora_table.running(self, options, step), leftovers.cleared_on_failure(self):
-            answer = residency.recovery_of(self).attempt(answered)
+            answer = residency.apart(self, partial(residency.recovery_of(self).attempt, answered))
         if soundness.is_first(self, step):
             where = repr(self.model_config.path)
             soundness.check_answer(answer, self.diffusion_model, where, latent=x, conditioning=c_crossattn)

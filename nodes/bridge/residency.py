@@ -9,7 +9,7 @@ this one will need, and the model is told where the weights end that stay; those
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -27,6 +27,7 @@ from .pins import size_of
 OPTION = "wan_core_sparing"  # in the options of a call: activations are to take little, as weights come and go
 
 _SPARING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models that were settled since they were loaded
+_TIGHT: WeakSet[nn.Module] = WeakSet()  # those of which no weight stays
 _CLEARED: WeakSet[nn.Module] = WeakSet()  # and those for which everything else had to leave
 
 
@@ -43,6 +44,21 @@ def settled(model: Any, options: dict[str, Any], x: Tensor) -> dict[str, Any]:
     if model not in _SPARING:
         _SPARING[model] = _settle(patcher, x)
     return {**options, OPTION: True} if _SPARING[model] else options
+
+
+def apart(model: Any, call: Callable[[], Tensor]) -> Tensor:
+    """What the call answers; where memory is tight, in a place of its own.
+
+    PyTorch would keep it, and what the solver makes of it, in the memory of tokens that are gone: those of the next
+    call no longer fit in there, and what is left of it serves nobody.
+    """
+    answer = call()
+    if model not in _TIGHT:
+        return answer
+    device = answer.device
+    answer = answer.cpu()
+    management.soft_empty_cache()
+    return answer.to(device)
 
 
 def recovery_of(model: Any) -> Recovery:
@@ -90,6 +106,7 @@ def _clear(model: Any) -> None:
     _vbar(patcher).set_watermark(0)
     management.soft_empty_cache()
     _SPARING[model] = True
+    _TIGHT.add(model)
     _CLEARED.add(model)
     logging.info("Wan: memory of the GPU ran out; all weights come anew for every block from here on")
 
@@ -106,6 +123,8 @@ def _settle(patcher: Any, x: Tensor) -> bool:
     _make_room(patcher, stay.weights + stay.working)
     if stay.weights < vbar.offset:
         vbar.set_watermark(int(stay.weights))
+    if stay.weights <= 0:
+        _TIGHT.add(patcher.model)
     return stay.sparing
 
 
@@ -144,6 +163,7 @@ def held(patcher: Any, working: float) -> Iterator[None]:
 
 def _forget(patcher: Any, *_unused: Any) -> None:
     _SPARING.pop(patcher.model, None)
+    _TIGHT.discard(patcher.model)
     _CLEARED.discard(patcher.model)
     _note_short_memory.cache_clear()
 

@@ -202,6 +202,28 @@ def test_forgotten_whenever_comfyui_has_loaded_it(tmp_path):
     assert patcher.model not in residency._SPARING
 
 
+def test_answers_lie_apart_where_no_weight_stays(card, monkeypatch):
+    """In memory of their own, which they get when that of the tokens was given back."""
+    order = []
+    monkeypatch.setattr(residency.management, "soft_empty_cache", lambda: order.append("given back"))
+    low, other = expert(card, 13 * GIB), expert(card, GIB)
+    call(other)
+    card.size = 3 * GIB
+    call(low)
+
+    def forward() -> torch.Tensor:
+        order.append("computed")
+        return torch.arange(3.0)
+
+    assert low.range.watermark == 0
+    assert torch.equal(residency.apart(other.model, forward), torch.arange(3.0)) and order == ["computed"]
+    assert torch.equal(residency.apart(low.model, forward), torch.arange(3.0))
+    assert order == ["computed", "computed", "given back"]
+    residency._forget(low)
+    residency.apart(low.model, forward)
+    assert order[3:] == ["computed"]
+
+
 def test_the_transformer_is_told():
     assert hooks_of({residency.OPTION: True}).sparing and not hooks_of({}).sparing
 

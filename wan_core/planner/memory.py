@@ -2,8 +2,8 @@
 
 ComfyUI's Dynamic VRAM keeps on the GPU what fits and brings the rest in layer by layer, so that a run needs the
 activations, the layers that are fetched at one time, and what never leaves the GPU. The constants are fitted to the
-measurements of tests/core/planner_measured.json, which tests/core/test_planner.py compares; those of VACE, VAE 2.2 and
-RAM are counted from the code. docs/memory.md says what was run and what not.
+measurements of tests/core/planner_measured.json, which tests/core/test_planner.py compares; docs/memory.md says what
+was run and what not.
 """
 
 from __future__ import annotations

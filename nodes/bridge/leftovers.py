@@ -38,5 +38,7 @@ def clear(model: nn.Module) -> None:
     vbar = places[0][0]
     torch.cuda.synchronize(vbar.device)  # what is on its way arrives before its place is given away
     prefetch.cleanup_prefetched_modules(model.modules())
-    while any(page & HELD for page in vbar.get_residency()):
+    for _ in places:  # no page is held more often than there are layers
+        if not any(page & HELD for page in vbar.get_residency()):
+            break
         vbar.unpin(vbar.base_addr, vbar.offset)

@@ -52,7 +52,7 @@ def place(layer: nn.Module, pages: Pages) -> None:
 def test_a_layer_whose_cast_fails_is_fetched_again(arrived, monkeypatch):
     """Otherwise ComfyUI takes it for fetched, into memory that is another's by then."""
     layer = wan_operations(comfy.ops.manual_cast).Linear(4, 4)
-    pages, sent = Pages(1, 0, 2), []
+    pages, sent = Pages(1, 0, 1), []
     place(layer, pages)
 
     def send(layers: list[nn.Module], *_unused: object) -> None:

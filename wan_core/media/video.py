@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +32,7 @@ COLOUR_TAGS = ("color_primaries", "color_trc", "colorspace", "color_range")
 DEFAULT_AUDIO_RATE = 48_000  # samples per second, where the encoder does not take the sound's own rate
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # by number of channels; PyAV can neither fill nor read eight planes
 LARGEST_RATE_DENOMINATOR = 1001  # keeps 24000/1001 exact
+SHORT = 2  # frames
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class VideoFormat:
     audio_encoder: str = "aac"
     codec_tag: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    short_options: Mapping[str, str] = field(default_factory=dict)  # in their place for SHORT frames or fewer
 
     @property
     def is_rgb(self) -> bool:
@@ -71,6 +75,8 @@ FORMATS = {
             deep_pixel_format=_DEEP,
             codec_tag="hvc1",  # the tag that Apple's players ask for
             options={"x265-params": "log-level=error"},
+            # x265 takes the decoding times of frames that never filled its reordering out of memory nobody wrote to
+            short_options={"x265-params": "log-level=error:bframes=0"},
         ),
         VideoFormat("av1", ("libsvtav1",), 28, 0.5, deep_pixel_format=_DEEP, options={"preset": "6"}),
         VideoFormat(
@@ -159,6 +165,8 @@ def write_video(
         OutputError: no encoder for the format here, or it failed.
         OSError: the file cannot be written (disk full, ...).
     """
+    frames = iter(clip.frames)
+    first = deque(islice(frames, SHORT + 1))
     where = str(target) if isinstance(target, Path) else "the video"
     destination = str(target) if isinstance(target, Path) else target
     # FFmpeg drops prompt and workflow without the first; the second opens the finished file again, by its name
@@ -167,10 +175,10 @@ def write_video(
     with _encoder_errors(format, where), av.open(destination, "w", format=format.container, options=options) as output:
         for key, value in (metadata or {}).items():
             output.metadata[key] = _json(value)
-        picture = _Picture(output, clip, format, crf)
+        picture = _Picture(output, clip, format, crf, is_short=len(first) <= SHORT)
         sound = _SoundTrack(output, clip.sound, format) if clip.sound else None
         done = 0
-        for frame in clip.frames:
+        for frame in chain(_taken(first), frames):
             picture.write(frame, done)
             done += 1
             if sound:
@@ -184,10 +192,17 @@ def write_video(
     return done
 
 
+def _taken(frames: deque[np.ndarray]) -> Iterator[np.ndarray]:
+    while frames:
+        yield frames.popleft()
+
+
 class _Picture:
     """The video stream of an open container."""
 
-    def __init__(self, output: Any, clip: Clip, format: VideoFormat, crf: int | float | None) -> None:
+    def __init__(
+        self, output: Any, clip: Clip, format: VideoFormat, crf: int | float | None, *, is_short: bool
+    ) -> None:
         self.rate = _frame_rate(clip.frame_rate)
         self.output = output
         self.source = "rgb24" if clip.bit_depth <= 8 else "rgb48le"
@@ -196,7 +211,7 @@ class _Picture:
         self.pixel_format = deep or format.pixel_format
         self.shape = (clip.height, clip.width, 3)
         self.padding = _padding(clip.width, clip.height, self.pixel_format)
-        options = dict(format.options)
+        options = {**format.options, **(format.short_options if is_short else {})}
         if format.crf is not None:
             options["crf"] = str(format.crf if crf is None else crf)
         self.stream = output.add_stream(_require_encoder(format), rate=self.rate, options=options)

@@ -181,16 +181,16 @@ def test_places_that_lie_together_are_one_part(tmp_path):
 def test_reading_ends_within_a_chunk(tmp_path):
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(64 * read_ahead.CHUNK)  # a hole: costs no disk
-    whole = [read_ahead.Part(path, 0, 64 * read_ahead.CHUNK)]
+        file.truncate(4096 * read_ahead.CHUNK)  # a hole: costs no disk
+    whole = [read_ahead.Part(path, 0, 4096 * read_ahead.CHUNK)]
     reader = read_ahead.ReadAhead(whole, 3 * read_ahead.CHUNK)
     reader.start()
     reader.wait()
     assert reader.done == 3 * read_ahead.CHUNK
-    reader = read_ahead.ReadAhead(whole, 64 * read_ahead.CHUNK)
+    reader = read_ahead.ReadAhead(whole, 4096 * read_ahead.CHUNK)
     reader.start()
     reader.stop()
-    assert reader.done < 64 * read_ahead.CHUNK and not threads()
+    assert reader.done < 4096 * read_ahead.CHUNK and not threads()
     missing = read_ahead.ReadAhead([read_ahead.Part(tmp_path / "none", 0, 1), *whole], read_ahead.CHUNK)
     missing.start()
     missing.wait()

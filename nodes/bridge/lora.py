@@ -24,6 +24,7 @@ from .facts import DISTILLED, model_facts
 from .lora_table import LoraRow, can_read_table, rows_of, with_row
 from .soundness import check_lora
 
+ROTATION = ".oft_blocks"
 DELTAS = (".diff", ".diff_b")  # whole differences, beside the low-rank ones
 
 
@@ -53,7 +54,8 @@ def apply_lora(
     """Returns a clone of the patcher with the LoRA on it, and what matched; the patcher itself at strength 0.
 
     `name` is the file's, with its folder. `strength` may be one for each step of the run. Weights in floating point are
-    merged with it, unless `merge` is False or the strength changes; it goes beside all others (lora_table.py).
+    merged with it, unless `merge` is False, the strength changes, or it rotates them, which ComfyUI's Dynamic VRAM
+    cannot; it goes beside all others (lora_table.py).
     Names and shapes are compared by the header, before the file is read.
 
     Raises:
@@ -70,7 +72,8 @@ def apply_lora(
     key_map = comfy.lora.model_lora_keys_unet(patcher.model, {})
     shapes = {official_name(name): shape for name, shape in checkpoint.shapes.items()}
     unknown, misfit, layers = strangers(shapes, partial(_weight_of, patcher.model, key_map))
-    beside = can_read_table(patcher) and not (merge and len(strengths) == 1 and not has_quantised(patcher.model))
+    merge = merge and len(strengths) == 1 and not any(name.endswith(ROTATION) for name in shapes)
+    beside = can_read_table(patcher) and not (merge and not has_quantised(patcher.model))
     row = LoraRow(name, strengths, MappedFile.of(os.path.abspath(path)))
     if not layers:
         _refuse(patcher, path, unknown, misfit)
@@ -109,12 +112,17 @@ def _patches(
 
 
 def _readable(tensors: Mapping[str, Any], scale: PeftScale | None) -> dict[str, Any]:
-    """The tensors under the names that ComfyUI reads, with what trainers leave out: alpha, and an axis of DoRA."""
+    """The tensors under the names that ComfyUI reads, with what trainers leave out: alpha, and an axis of DoRA.
+
+    The alpha of OFT and BOFT bounds the rotation, 0 means freely; without one ComfyUI's BOFT fails and does nothing.
+    """
     lora = {official_name(name): tensor for name, tensor in tensors.items()}
     for written in tensors:
         name = official_name(written)
         if name.endswith(".dora_scale") and lora[name].ndim == 1:
             lora[name] = lora[name].unsqueeze(1)
+        if name.endswith(ROTATION):
+            lora.setdefault(name.removesuffix(ROTATION) + ".alpha", torch.tensor(0.0))
         if scale is not None and name.endswith(DOWN):
             alpha = scale.alpha_of(lora[name].shape[0], module_of(written))
             lora.setdefault(name.removesuffix(DOWN) + ".alpha", torch.tensor(alpha))

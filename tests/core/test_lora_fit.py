@@ -23,7 +23,7 @@ FITTING = [
     HALVES,
     {**HALVES, "lokr_w1": (8, 8)},
     {"oft_blocks": (4, 16, 16)},
-    {"oft_blocks": (2, 4, 16, 16)},
+    {"oft_blocks": (2, 4, 16, 16), "rescale": (64, 1)},
     GLORA,
     {"diff_b": (64,)},
     {"w_norm": WEIGHT, "b_norm": (64,)},
@@ -62,6 +62,13 @@ def test_ranks_have_to_agree():
     assert not fits({**PAIR, "lora_up.weight": (64, 5)}, WEIGHT)
     assert not fits({**LOHA, "hada_w2_b": (5, 48)}, WEIGHT)
     assert not fits({**HALVES, "lokr_w2_a": (8, 3)}, WEIGHT)
+
+
+def test_rotations_have_to_reach_the_rows():
+    """Each stage of BOFT mixes rows twice as far apart as the one before."""
+    assert fits({"oft_blocks": (3, 4, 16, 16)}, WEIGHT) and not fits({"oft_blocks": (4, 4, 16, 16)}, WEIGHT)
+    assert not fits({"oft_blocks": (2, 4, 15, 15)}, (60, 48))
+    assert not fits({"oft_blocks": (4, 16, 16), "rescale": (32, 1)}, WEIGHT)
 
 
 def test_layers_are_judged_by_all_their_parts():

@@ -93,8 +93,10 @@ def _lokr(parts: Parts, weight: Shape) -> bool:
 
 
 def _oft(parts: Parts, weight: Shape) -> bool:
-    *_, blocks, size, width = parts["oft_blocks"]
-    return size == width and blocks * size == weight[0]
+    """Blocks [n, b, b] of a rotation; of BOFT [m, n, b, b], whose stages mix rows ever further apart."""
+    *stages, blocks, size, width = parts["oft_blocks"]
+    mixes = not stages or (size % 2 == 0 and weight[0] % (size << (stages[0] - 1)) == 0)
+    return size == width and blocks * size == weight[0] and mixes
 
 
 def _glora(parts: Parts, weight: Shape) -> bool:
@@ -118,6 +120,7 @@ RULES: Mapping[str, Callable[[Parts, Shape], bool]] = {  # how the name of a par
     "hada_": _loha,
     "lokr_": _lokr,
     "oft_": _oft,
+    "rescale": _rows("rescale"),
     "a1.": _glora,
     "diff": _whole("diff"),
     "set_weight": _whole("set_weight"),

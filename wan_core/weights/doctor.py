@@ -8,12 +8,22 @@ from pathlib import Path
 
 from ..errors import WanError, WeightsFileError, WrongModelError
 from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
-from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, VAE
+from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, TINY_VAE, VAE
 from .inspect import Checkpoint, inspect
 from .lora import DOWN, PREFIX, official_name, why_unknown
 from .lora_fit import check_control, control_input, mismatches, strangers
 from .names import HIGH, LOW, expert_of, is_distilled
-from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require_known, title_of
+from .pairing import (
+    FOLDERS,
+    TEXT_ENCODER_FILE,
+    VAE_FILES,
+    check_pair,
+    check_text_encoder,
+    check_vae,
+    require_known,
+    tiny_vae_name,
+    title_of,
+)
 
 GB = 1e9
 NO_CARD = Card(None)
@@ -112,6 +122,9 @@ def _facts(checkpoint: Checkpoint, card: Card) -> Iterator[tuple[str, str]]:
             yield "steps", "made for a few steps without guidance, by its name"
     if checkpoint.kind == LORA:
         yield from _lora_facts(checkpoint)
+    if checkpoint.kind == TINY_VAE:
+        name = tiny_vae_name(checkpoint)
+        yield "place", f"{FOLDERS[TINY_VAE]}, where live previews of the method taesd look for a name like {name}"
 
 
 def compute_path(checkpoint: Checkpoint, card: Card) -> str:

@@ -112,7 +112,8 @@ class WanCoreSoundToVideo(io.ComfyNode):
                     max=400,
                     step=4,
                     advanced=True,
-                    tooltip="Frames that are sampled at once, a multiple of 4. 80 is best; 48 takes less memory.",
+                    tooltip="Frames that are sampled at once, a multiple of 4. 80 is best; 48 takes less memory. The "
+                    "first clip has 4 more where this saves one.",
                 ),
                 _side("width", 832),
                 _side("height", 448),

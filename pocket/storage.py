@@ -3,34 +3,31 @@
 Large tensors are stored as Q6_K, or as Q8_0 where they do not divide into its blocks; small ones as BF16. What does not
 fit the format's rows, as convolutions and narrow matrices, is stored as one row, with its shape in the metadata
 (`comfy.gguf.orig_shape.NAME`). The T2V pair's files are checkpoints, which the pack loads as they are.
-Format: ggml-org/ggml docs/gguf.md; blocks: ggml-quants.c, quantize_row_q8_0_ref and quantize_row_q6_K_ref, whose search
-for the best scales is left out here.
+Blocks: ggml-org/ggml ggml-quants.c, quantize_row_q8_0_ref and quantize_row_q6_K_ref, whose search for the best scales
+is left out here.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from ..wan_core.weights import gguf
 from ..wan_core.weights.ggml import dequantize
-from ..wan_core.weights.ggml_types import BY_NAME, SUPER, TYPES
+from ..wan_core.weights.ggml_types import BY_NAME, SUPER
+from . import gguf_file
 
 SUFFIX = ".gguf"
 LEAST = 512  # elements; smaller tensors are kept as bfloat16
 SHAPE = "comfy.gguf.orig_shape."
 SPIECE = "spiece_model"  # the tokenizer, compressed bytes in the metadata
-ALIGNMENT = 32
-VERSION = 3
-NUMBERS = {kind.name: number for number, kind in TYPES.items()}
-UINT8, UINT32, INT32, STRING, ARRAY = 0, 4, 5, 8, 9  # kinds of metadata
 
 
 def quantize(weight: Tensor, kind: str) -> Tensor:
@@ -82,15 +79,6 @@ def _dimensions(weight: Tensor, kind: str) -> tuple[int, ...]:
     return tuple(weight.shape) if weight.ndim <= 4 else (len(weight), math.prod(weight.shape[1:]))
 
 
-def _text(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _array(kind: int, code: str, values: tuple[int, ...] | bytes) -> bytes:
-    return struct.pack(f"<IIQ{len(values)}{code}", ARRAY, kind, len(values), *values)
-
-
 def save(
     weights: Mapping[str, Tensor],
     path: Path,
@@ -99,32 +87,26 @@ def save(
     spiece: bytes = b"",
     checkpoint: bool = False,
 ) -> None:
-    """Writes a GGUF file, first under another name, so that what has the name is whole.
+    """Writes a GGUF file, whole or not at all.
 
     A `checkpoint` is one that the pack's loader takes as it is: its matrices keep their rows.
     """
-    entries = [(_text(key), struct.pack("<I", STRING) + _text(value)) for key, value in (metadata or {}).items()]
-    entries.append((_text("general.architecture"), struct.pack("<I", STRING) + _text("wan")))
+    entries = {key: gguf_file.text(value) for key, value in (metadata or {}).items()}
+    entries["general.architecture"] = gguf_file.text("wan")
     if spiece:
-        entries.append((_text(SPIECE), _array(UINT8, "B", zlib.compress(spiece, 9))))
-    table, data, offset = [], [], 0
+        entries[SPIECE] = gguf_file.array(gguf_file.UINT8, "B", zlib.compress(spiece, 9))
+    tensors = []
     for name, weight in weights.items():
-        value = weight.detach().cpu()
-        kind = kind_of(value, checkpoint=checkpoint)
-        shape = _dimensions(value, kind)
-        if shape != value.shape:
-            entries.append((_text(SHAPE + name), _array(INT32, "i", tuple(value.shape))))
-        sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
-        table.append(_text(name) + sizes + struct.pack("<IQ", NUMBERS[kind], offset))
-        raw = quantize(value, kind).numpy().tobytes()
-        data.append(raw + bytes(-len(raw) % ALIGNMENT))
-        offset += len(data[-1])
-    head = b"GGUF" + struct.pack("<IQQ", VERSION, len(table), len(entries))
-    head += b"".join(key + value for key, value in entries) + b"".join(table)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        kind = kind_of(weight, checkpoint=checkpoint)
+        tensors.append(gguf_file.Stored(name, _dimensions(weight, kind), kind))
+        if tensors[-1].shape != weight.shape:
+            entries[SHAPE + name] = gguf_file.array(gguf_file.INT32, "i", weight.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(head + bytes(-len(head) % ALIGNMENT) + b"".join(data))
-    part.replace(path)
+
+    def fill(file: BinaryIO, tensor: gguf_file.Stored) -> None:
+        file.write(quantize(weights[tensor.name].detach().cpu(), tensor.kind).numpy().data)
+
+    gguf_file.write(path, entries, tensors, fill, by=f"{os.getpid()}_")
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -44,6 +44,12 @@ def write(path: Path, kind: str, layers: int | None = None) -> None:
     files.transformer(path, SHAPES, kind, layers=layers)
 
 
+def path_of(folder: Path, kind: str, layers: int | None = None) -> Path:
+    """Where the file of a format lies; fewer layers are in its name, so that it is never taken for a whole one."""
+    part = "" if layers is None else f"_{layers}_layers"
+    return folder / f"wan2.2_t2v_high_noise_14B_{kind}{part}{'.gguf' if kind in IN_BLOCKS else '.safetensors'}"
+
+
 def load_natively(path: Path) -> Any:
     """ComfyUI's Load Diffusion Model."""
     import comfy.sd
@@ -204,7 +210,7 @@ def main() -> int:
         print(HEADER, flush=True)
     raw: dict[str, Any] = {}
     for kind in options.format or FORMATS:
-        path = options.folder / f"wan2.2_t2v_high_noise_14B_{kind}{'.gguf' if kind in IN_BLOCKS else '.safetensors'}"
+        path = path_of(options.folder, kind, options.layers)
         is_given = path.exists()
         if not is_given:
             start = time.perf_counter()

@@ -68,7 +68,7 @@ def machine(named: Card) -> Machine:
 def learned(name: str) -> pace.Pace:
     """What runs on this card have taken, where the pack lies in a ComfyUI; see nodes/bridge/planning.py."""
     user = Path(os.environ.get("COMFYUI_PATH") or ROOT.parent.parent) / "user"
-    return pace.read(user / "wancore" / "pace.json", name)
+    return pace.read(user / "wancore" / "pace.json").get(name, pace.Pace({}))
 
 
 def main() -> int:

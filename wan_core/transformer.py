@@ -204,11 +204,12 @@ class WanTransformer(nn.Module):
     def _with_concat(self, video: Tensor, concat: Tensor | None) -> Tensor:
         if concat is not None:
             video = torch.cat([video, concat.to(video)], dim=1)
-        if video.shape[1] != self.in_dim:
+        channels = self.patch_embedding.weight.shape[1]  # more than in_dim where a control LoRA has widened it
+        if video.shape[1] != channels:
             raise WrongModelError(
                 "The inputs do not fit the diffusion model",
                 found=f"{video.shape[1]} channels",
-                expected=f"{self.in_dim}",
+                expected=f"{channels}",
                 remedy="Use the nodes, the VAE and the checkpoint of one task (text, image or text and image to video)",
             )
         return video

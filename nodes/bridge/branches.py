@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ...wan_core.errors import InputError
 from ...wan_core.kernels import Rows8
+from .control_lora import put_in_place
 from .dora import lengths_of, with_lengths
 from .lora_bank import HeldPatch
 from .lora_table import TableReader, adding, beside, give_places, key_of
@@ -259,6 +260,7 @@ def hand_over(patcher: Any, device_to: Any, *_unused: Any) -> None:
             patcher.patch_weight_to_device(key, device_to=device_to)
     if patcher.is_dynamic():
         return
+    put_in_place(patcher, device_to)
     for name, module in patcher.model.named_modules():
         if not isinstance(module, BranchedLinear):
             continue

@@ -72,9 +72,9 @@ class _ClipRun:
         return sampling.sample(self.plan, *prompts, job.latent, run, self.node_id, graph=self.replayed)
 
     def all(self, clips: ClipPlan, positive: Any, negative: Any, latent: Latent) -> tuple[Latent, Latent]:
-        timelines = Timeline(), Timeline()
         device = latent["samples"].device
-        try:
+        with Timeline() as sampled, Timeline() as denoised:
+            timelines = sampled, denoised
             for number in range(len(clips.lengths)):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 results = self._clip(number, clips, clips.job(number, latent, positive, negative))
@@ -82,9 +82,6 @@ class _ClipRun:
                 for timeline, samples in zip(timelines, kept, strict=True):
                     timeline.append(samples)
             joined = [timeline.joined().to(device) for timeline in timelines]
-        finally:
-            for timeline in timelines:
-                timeline.drop()
         if lines := clips.report():
             show_on_node(self.node_id, "\n".join([self.plan.text, *lines]))
         rest = {name: value for name, value in latent.items() if name not in OF_ONE_CLIP}

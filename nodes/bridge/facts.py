@@ -30,6 +30,7 @@ from ...wan_core.tasks import (
 )
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights.names import expert_at, is_distilled, is_wan21
+from .control_lora import input_shape
 
 I2V_CHANNELS = 36  # noise, mask and picture; Fun Control takes its control clip as well
 T2V_1_3B_WIDTH = 1536
@@ -44,7 +45,7 @@ class ModelFacts:
     expert: str | None  # "high", "low"; from the file's name
     distilled: bool  # made for a few steps without guidance, by a LoRA or by itself
     path: str | None
-    in_dim: int
+    in_dim: int  # channels that it takes, with those of a control LoRA
     latent_channels: int
     is_native: bool  # ComfyUI's own Wan
 
@@ -73,7 +74,7 @@ def model_facts(model_patcher: Any, name: str = "model") -> ModelFacts:
         expert=expert,
         distilled=_is_distilled(model_patcher, name),
         path=path,
-        in_dim=network.in_dim,
+        in_dim=input_shape(model_patcher)[1],
         latent_channels=network.out_dim,
         is_native=is_native,
     )

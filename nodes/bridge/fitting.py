@@ -12,6 +12,7 @@ import torch
 from ...wan_core.errors import InputError, WrongModelError
 from ...wan_core.tasks import FLF2V_21, I2V_21, I2V_A14B
 from .clip_vision import CLIP_OUTPUT
+from .control_lora import input_shape
 from .facts import ModelFacts
 from .images import CONCAT_LATENT
 from .latents import EMPTY_SIZES
@@ -55,12 +56,13 @@ def check_conditions(model: Any, conditionings: Sequence[Any], *, title: str, wh
             if given.get(condition.name) is not None and not any(hasattr(network, part) for part in condition.modules):
                 raise _refusal(condition.what, condition.models, title, where)
         if given.get(CONCAT_LATENT) is not None:
-            _check_pictures(network, given[CONCAT_LATENT].shape[1], title, where)
+            _check_pictures(model, given[CONCAT_LATENT].shape[1], title, where)
 
 
-def _check_pictures(network: Any, given: int, title: str, where: str) -> None:
+def _check_pictures(model: Any, given: int, title: str, where: str) -> None:
     """`given` channels of latents against those that the model takes beside the noise, with a mask or without."""
-    beside = network.in_dim - network.out_dim
+    network = model.model.diffusion_model
+    beside = input_shape(model)[1] - network.out_dim
     if given not in (beside, beside - MASK_CHANNELS):
         what, models = PICTURES.get(given / network.out_dim, ("these pictures", "the model that they were made for"))
         raise _refusal(what, models, title, where)

@@ -16,6 +16,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from .control_lora import is_in_place
 from .read_ahead import ReadAhead, read_ahead_of
 
 Options = dict[str, Any]
@@ -77,6 +78,8 @@ class JoiningExpert(comfy.samplers.CFGGuider):
         """Prepares the conditionings while expert `running` has the device; those that need this one's wait for it."""
         conds = [cond for group in self.conds.values() for cond in group]
         if self.model_patcher.model is running.model or any("control" in cond for cond in conds):
+            return
+        if not is_in_place(self.model_patcher):  # how many channels go in beside the noise is read off the weight
             return
         sampling = self.model_patcher.get_model_object("model_sampling")  # a patch that loading would put in place
         self.ready = self._processed(AsLoaded(self.model_patcher.model, sampling))

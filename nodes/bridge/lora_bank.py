@@ -18,6 +18,7 @@ import comfy.model_patcher
 import comfy.ops
 from torch import Tensor, nn
 
+from .control_lora import INPUT, Shape, widened_to
 from .patches import Patch, add_up, branch_of, dora_of, is_sum, mapped, narrowed
 
 DORA = 4  # place of the magnitudes in ComfyUI's tuple of a low-rank pair
@@ -54,8 +55,10 @@ class _Slot:
 class HeldPatch(nn.Module):
     """A patch of one weight: a low-rank pair, or whatever else ComfyUI can read (`diff`, LoHa, LoKr, DoRA...)."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, part: tuple[int, int, int] | None = None) -> None:
+        """`part` of the weight that it is for: axis, start and length."""
         super().__init__()
+        self.part = part
         branch = branch_of((1.0, value, 1.0, None, None))
         self.scale = None if branch is None else branch.scale  # None: no low-rank pair
         self.is_sum = branch is not None or is_sum((1.0, value, 1.0, None, None))
@@ -108,19 +111,25 @@ class HeldPatch(nn.Module):
             assert isinstance(part, Held)
             with part.on(like) as tensor:
                 tensors.append(tensor.clone())
-        return strength, mapped(self.value, _Slot, lambda slot: tensors[slot.index]), 1.0, None, None
+        return strength, mapped(self.value, _Slot, lambda slot: tensors[slot.index]), 1.0, self.part, None
 
 
 class LoraBank(nn.Module):
     """All patches of one file."""
 
-    def __init__(self, patches: Mapping[str, Sequence[Any]]) -> None:
-        """`patches`: {key of a weight in the model: values of ComfyUI's patches}."""
+    def __init__(self, patches: Mapping[str, Sequence[Any]], channels: int) -> None:
+        """`patches`: {key of a weight in the model: values of ComfyUI's patches}; `channels` of the model's input.
+
+        What another LoRA does to the input is for these channels, however many a control LoRA adds.
+        """
         super().__init__()
         self.all = nn.ModuleList()
         self.by_key: dict[str, list[HeldPatch]] = {}
+        widened = (widened_to(value) for value in patches.get(INPUT, ()))
+        self.input_shape: Shape | None = next((shape for shape in widened if shape), None)  # of a control LoRA
         for key, values in patches.items():
-            self.by_key[key] = [HeldPatch(value) for value in values]
+            own = (1, 0, channels) if key == INPUT and self.input_shape is None else None
+            self.by_key[key] = [HeldPatch(value, own) for value in values]
             self.all.extend(self.by_key[key])
 
 
@@ -136,7 +145,8 @@ def bank_for(patcher: Any, file: Hashable, patches: Callable[[], Mapping[str, Se
     if file not in banks:
         offload_device = comfy.model_management.unet_offload_device()
         core = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        banks[file] = core(LoraBank(patches()), load_device=patcher.load_device, offload_device=offload_device)
+        bank = LoraBank(patches(), patcher.model.diffusion_model.in_dim)
+        banks[file] = core(bank, load_device=patcher.load_device, offload_device=offload_device)
     banks.move_to_end(file)
     while len(banks) > KEPT:
         banks.popitem(last=False)

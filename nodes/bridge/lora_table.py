@@ -30,6 +30,7 @@ from ...wan_core.errors import InputError
 from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights.mapped import MappedFile, check_all
 from ...wan_core.weights.names import is_distilled
+from .control_lora import widen
 from .lora_bank import HeldPatch, LoraBank, bank_for
 from .patches import FloatPatches
 
@@ -142,6 +143,9 @@ def _refuse(patcher: Any, row: LoraRow) -> NoReturn:
 
 def _with_rows(clone: Any, rows: tuple[LoraRow, ...], banks: Sequence[Any] = ()) -> Any:
     clone.model_options.setdefault("transformer_options", {})[KEY] = rows
+    for row in rows:
+        if row.bank is not None and row.bank.input_shape is not None:
+            widen(clone, row.bank.input_shape)
     known = clone.get_additional_models_with_key(KEY)
     new = [bank.clone() for bank in banks if not any(bank.model is other.model for other in known)]
     if known or new:

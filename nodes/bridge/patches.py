@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.lora
 import comfy.model_management
+import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor, nn
@@ -82,8 +83,10 @@ class FloatPatches:
     patches: Sequence[Patch]
 
     def __call__(self, weight: Tensor) -> Tensor:
-        # A copy: the decoded weight of plain float8 may be the stored one.
-        return comfy.lora.calculate_weight(self.patches, weight.clone(), self.key, intermediate_dtype=weight.dtype)
+        # A copy: the decoded weight of plain float8 may be the stored one. ComfyUI's rotations fail in half precision.
+        dtype = torch.float32 if any(is_rotation(patch[1]) for patch in self.patches) else weight.dtype
+        exact = weight.to(dtype, copy=True)
+        return comfy.lora.calculate_weight(self.patches, exact, self.key, intermediate_dtype=dtype).to(weight.dtype)
 
 
 def branch_of(patch: Patch) -> Branch | None:
@@ -124,6 +127,11 @@ def is_sum(patch: Patch) -> bool:
     value = patch[1]
     difference = isinstance(value, tuple) and (len(value) == 1 or value[0] == "diff")
     return difference and _is_plain(patch)
+
+
+def is_rotation(value: Any) -> bool:
+    """True for OFT and BOFT, which multiply the weight by orthogonal matrices."""
+    return getattr(value, "name", None) in ("oft", "boft")
 
 
 def mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:

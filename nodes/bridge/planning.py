@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,21 +72,18 @@ def pace_file() -> Path:
 
 def learned(card: str) -> pace.Pace:
     """What runs on this card have taken."""
-    return pace.read(pace_file(), card)
+    return pace.read(pace_file()).get(card, pace.Pace({}))
 
 
 def learn(card: str, what: str, measured: float, expected: float) -> None:
     """Writes down what a run has taken, in seconds, beside what arithmetic expected."""
-    path, known = pace_file(), dict(learned(card).learned(what, measured, expected).factors)
-    try:
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        stored = {}
+    path = pace_file()
+    cards = pace.read(path)
+    cards[card] = cards.get(card, pace.Pace({})).learned(what, measured, expected)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial_file(path.parent, path.name, USER_FOLDER) as part:
-            text = json.dumps({**stored, card: known}, indent=1)
-            part.path.write_text(text, encoding="utf-8")
+            part.path.write_text(pace.text(cards), encoding="utf-8")
             part.replace(path)
     except (OSError, WanError) as error:
         logging.info("Wan: the time of this run is not kept: %s", error)

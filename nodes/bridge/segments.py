@@ -20,6 +20,7 @@ import folder_paths
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import Self
 
 from ...wan_core.errors import OutputError
 from ...wan_core.media.atomic import TEMP_FOLDER, USER_FOLDER, disk_errors, partial_file
@@ -86,7 +87,7 @@ class Segments:
 class Timeline:
     """Latents one after the other in a file, and then as one tensor that is read from it page by page as it is used.
 
-    The file lies in ComfyUI's temp folder, latent frame by latent frame.
+    The file lies in ComfyUI's temp folder, latent frame by latent frame, until the block of a `with` ends.
     """
 
     def __init__(self) -> None:
@@ -116,8 +117,10 @@ class Timeline:
         self._remove()
         return tensor.movedim(0, 2)
 
-    def drop(self) -> None:
-        """Removes the file of a run that did not come to its end."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # on a full disk, bytes that could not be written before cannot be now
             self.file.close()
         self._remove()

@@ -22,10 +22,16 @@ import_comfy()
 import comfy.latent_formats
 import comfy.taesd.taehv
 import comfy.utils
+import folder_paths
 import latent_preview
 from comfy.cli_args import LatentPreviewMethod, args
+from safetensors.torch import save_file
 from wancore.nodes.bridge import live_view, tiny_vae
 from wancore.nodes.bridge.tiny_vae import Spread
+from wancore.wan_core.errors import WrongModelError
+from wancore.wan_core.weights import inspect, require
+from wancore.wan_core.weights.doctor import diagnose
+from wancore.wan_core.weights.families import VAE
 
 from .native_wan import native_model
 
@@ -79,10 +85,6 @@ def test_still_latents_keep_the_native_preview():
 @pytest.fixture(name="tiny_vae")
 def tiny_vae_file(tmp_path, monkeypatch):
     """A file in models/vae_approx and the method taesd."""
-    import comfy.ops
-    import folder_paths
-    from safetensors.torch import save_file
-
     torch.manual_seed(0)
     tiny = comfy.taesd.taehv.TAEHV(latent_channels=16)
     weights = {
@@ -93,6 +95,34 @@ def tiny_vae_file(tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
     folder_paths.filename_list_cache.pop("vae_approx", None)
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.TAESD)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "dtype", "shows"),
+    [
+        ("lighttaew2_1", 16, torch.bfloat16, True),
+        ("lighttaew2_1", 16, torch.float16, False),
+        ("taew2_1", 16, torch.bfloat16, False),
+        ("lighttaew2_2", 48, torch.float16, True),
+        ("taew2_2", 48, torch.float16, False),
+    ],
+)
+def test_the_doctor_says_what_the_preview_does(name, channels, dtype, shows, tmp_path, monkeypatch):
+    path = tmp_path / f"{name}.safetensors"
+    weights = comfy.taesd.taehv.TAEHV(latent_channels=channels).state_dict()
+    save_file({key: weight.to(dtype).contiguous() for key, weight in weights.items()}, path)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("vae_approx", None)
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.TAESD)
+    previewer, latent = latent_preview.get_previewer(CPU, FORMATS[channels]()), clip(channels)
+    found = isinstance(previewer, latent_preview.TAEHVPreviewerImpl)
+    as_they_are = found and torch.equal(previewer.taesd.first_stage_model.process_in(latent), latent)
+    diagnosis = diagnose([path])
+    assert diagnosis.healthy == as_they_are == shows
+    assert "tiny VAE for previews" in diagnosis.report() and "models/vae_approx" in diagnosis.report()
+    assert shows or f"lightx2v/Autoencoders/resolve/main/lighttaew2_{channels // 32 + 1}.saf" in diagnosis.report()
+    with pytest.raises(WrongModelError, match="a tiny VAE for previews"):
+        require(inspect(path), VAE)
 
 
 def previews_of(step: float, latent: torch.Tensor, previews: live_view.Previews) -> Image.Image:

@@ -471,6 +471,24 @@ def test_the_doctor_counts_what_of_a_lora_matches(parts, tmp_path):
     assert "harmless (gates of FastVideo's" in report and "; 1 unknown: blocks.77.ffn.0" in report
 
 
+@pytest.mark.parametrize("kind", ["bf16", "Q4_K"])
+def test_a_control_lora_needs_a_model_with_a_narrower_input(kind, parts, tmp_path):
+    """Whatever the other layers do: without its input it follows no control video."""
+    patch, queries = "diffusion_model.patch_embedding", {"lora_A.weight": [8, 5120], "lora_B.weight": [5120, 8]}
+    tensors = {f"{LAYER}.{part}": ("F16", shape) for part, shape in queries.items()}
+    tensors |= {
+        f"{patch}.lora_A.weight": ("F16", [8, 32, 1, 2, 2]),
+        f"{patch}.lora_B.weight": ("F16", [5120, 8, 1, 1, 1]),
+        f"{patch}.reshape_weight": ("F32", [5]),
+    }
+    lora = files.write_hollow(tmp_path / "control.safetensors", tensors)
+    make = single if kind == "bf16" else lambda *at: gguf(*at, "Q4_K")
+    fitting = diagnose([make(tmp_path, "t2v_A14B_expert"), lora])
+    assert fitting.healthy and "2 of 2 layers" in fitting.report() and "input: 32 channels" in fitting.report()
+    refused = diagnose([make(tmp_path, "i2v_A14B_expert"), lora])
+    assert not refused.healthy and "more channels than the model's 36" in refused.report()
+
+
 def extracted(shapes: str, small: int, modulation: bool) -> dict:
     """A LoRA as tools take it out of a whole model: pairs of matrices, and differences of all that is smaller.
 

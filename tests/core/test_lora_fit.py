@@ -23,7 +23,7 @@ FITTING = [
     HALVES,
     {**HALVES, "lokr_w1": (8, 8)},
     {"oft_blocks": (4, 16, 16)},
-    {"oft_blocks": (2, 4, 16, 16)},
+    {"oft_blocks": (2, 4, 16, 16), "rescale": (64, 1)},
     GLORA,
     {"diff_b": (64,)},
     {"w_norm": WEIGHT, "b_norm": (64,)},
@@ -39,6 +39,8 @@ def test_convolutions_are_flat():
     assert fits({"lora_down.weight": (4, 64), "lora_up.weight": (64, 4)}, CONVOLUTION)
     assert fits({"lora_down.weight": (4, 16, 1, 2, 2), "lora_up.weight": (64, 4, 1, 1, 1)}, CONVOLUTION)
     assert not fits({"lora_down.weight": (4, 36, 1, 2, 2), "lora_up.weight": (64, 4, 1, 1, 1)}, CONVOLUTION)
+    widens = {"lora_down.weight": (4, 32, 1, 2, 2), "lora_up.weight": (64, 4, 1, 1, 1), "reshape_weight": (5,)}
+    assert fits(widens, CONVOLUTION) and not fits(widens, (64, 36, 1, 2, 2)) and not fits(widens, (80, 16, 1, 2, 2))
     core = {"hada_t1": (4, 4, 1, 2, 2), "hada_t2": (4, 4, 1, 2, 2)}
     turned = {"hada_w1_a": (4, 64), "hada_w1_b": (4, 16), "hada_w2_a": (4, 64), "hada_w2_b": (4, 16)}
     assert fits(core | turned, CONVOLUTION) and not fits(turned, CONVOLUTION)
@@ -62,6 +64,20 @@ def test_ranks_have_to_agree():
     assert not fits({**PAIR, "lora_up.weight": (64, 5)}, WEIGHT)
     assert not fits({**LOHA, "hada_w2_b": (5, 48)}, WEIGHT)
     assert not fits({**HALVES, "lokr_w2_a": (8, 3)}, WEIGHT)
+
+
+def test_rotations_have_to_reach_the_rows():
+    """Each stage of BOFT mixes rows twice as far apart as the one before."""
+    assert fits({"oft_blocks": (3, 4, 16, 16)}, WEIGHT) and not fits({"oft_blocks": (4, 4, 16, 16)}, WEIGHT)
+    assert not fits({"oft_blocks": (2, 4, 15, 15)}, (60, 48))
+    assert not fits({"oft_blocks": (4, 16, 16), "rescale": (32, 1)}, WEIGHT)
+
+
+def test_only_the_input_can_be_widened():
+    parts = {"lora_down.weight": (4, 32, 1, 2, 2), "lora_up.weight": (64, 4, 1, 1, 1), "reshape_weight": (5,)}
+    layers = "diffusion_model.patch_embedding", "diffusion_model.vace_patch_embedding"
+    shapes = {f"{layer}.{part}": shape for layer in layers for part, shape in parts.items()}
+    assert strangers(shapes, dict.fromkeys(layers, CONVOLUTION).get) == ([], {layers[1]}, {layers[0]})
 
 
 def test_layers_are_judged_by_all_their_parts():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,31 @@ def test_every_picture_gets_a_legal_size(width, height):
 def test_clips_cover_the_video_without_gaps(clip_frames):
     for frames in range(1, 400):
         clips = plan_clips(frames, clip_frames)
-        assert [clip.start for clip in clips] == list(range(0, len(clips) * clip_frames, clip_frames))
-        assert all(clip.frames == clip_frames for clip in clips[:-1])
-        assert all(clip.frames % 4 == 0 and clip.frames <= clip_frames for clip in clips)
+        assert [clip.start for clip in clips] == [0, *accumulate(clip.frames for clip in clips[:-1])]
+        assert all(clip.frames == clip_frames for clip in clips[1:-1])
+        assert all(clip.frames % 4 == 0 for clip in clips)
+        assert clips[0].frames <= clip_frames + 4 and all(clip.frames <= clip_frames for clip in clips[1:])
         assert sum(clip.kept for clip in clips) >= frames
         assert sum(clip.kept for clip in clips[:-1]) < frames
         assert clips[0].kept == clips[0].frames - LEAD_IN
+
+
+@pytest.mark.parametrize(
+    "seconds, frames",
+    [
+        (4.8, [80]),
+        (5.0, [84]),
+        (5.06, [84]),
+        (5.1, [80, 48]),
+        (10.0, [84, 80]),
+        (15.0, [84, 80, 80]),
+        (15.1, [80] * 3 + [48]),
+    ],
+)
+def test_whole_fives_of_seconds_are_so_many_clips(seconds, frames):
+    """The three frames that are thrown away do not ask for a clip of their own."""
+    clips = plan_clips(frames_of_sound(seconds))
+    assert [clip.frames for clip in clips] == frames
 
 
 @pytest.mark.parametrize("clip_frames", [0, 4, 18, -8])

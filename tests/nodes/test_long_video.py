@@ -399,6 +399,15 @@ def test_a_full_disk_is_named_and_both_files_go(pair, vae, monkeypatch, tmp_path
     assert not list(tmp_path.glob("wan_latents_*"))
 
 
+def test_a_second_file_that_cannot_be_opened_takes_the_first_along(pair, vae, monkeypatch, tmp_path):
+    (tmp_path / "taken").write_text("no folder")
+    folders = iter([tmp_path, tmp_path / "taken"])
+    monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(next(folders)))
+    with pytest.raises(OutputError, match="name of the folder"):
+        sampled(pair, planned(vae), steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_every_input_is_explained(request):
     schema = WanCoreLongVideo.define_schema()
     page = (request.config.rootpath / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")

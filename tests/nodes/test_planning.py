@@ -77,7 +77,10 @@ def test_every_card_keeps_its_own(user_folder):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"card": 1}', '{"card": {"forward": "x"}}', '{"card": {"forward": null}}', "\0"]
+    "content",
+    ["", "[]", '{"card": 1}', "\0", "[" * 100_000]
+    + [f'{{"card": {{"forward": {value}}}}}' for value in ('"x"', "null", "NaN", "0.0", "1e999", "1" + "0" * 400)],
+    ids=range(11),
 )
 def test_a_broken_file_is_as_none(user_folder, content):
     path = planning.pace_file()
@@ -86,6 +89,14 @@ def test_a_broken_file_is_as_none(user_folder, content):
     assert planning.learned("card").factors == {}
     planning.learn("card", "forward", 2.0, 1.0)
     assert planning.learned("card").factors == {"forward": 2.0}
+
+
+def test_a_broken_entry_takes_nothing_else_along(user_folder):
+    path = planning.pace_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"a": 1, "b": {"forward": 2.0}, "card": {"forward": 3.0, "other": "x"}}')
+    planning.learn("card", "one more", 2.0, 1.0)
+    assert json.loads(path.read_text()) == {"b": {"forward": 2.0}, "card": {"forward": 3.0, "one more": 2.0}}
 
 
 def test_forwards_that_a_cache_answered_do_not_count():

@@ -19,6 +19,7 @@ from wancore.nodes.bridge.sound import covered, trimmed
 from wancore.nodes.bridge.vae import load_vae
 from wancore.nodes.sound import WanCoreSoundToVideo
 from wancore.pocket import family
+from wancore.wan_core.audio.clips import LEAD_IN
 from wancore.wan_core.errors import InputError, WrongModelError
 from wancore.wan_core.sampling.presets import Settings
 
@@ -88,6 +89,22 @@ def test_poses_follow_the_sound_and_end_in_black(paths):
     assert [tuple(pose.shape) for pose in poses] == [(1, 16, 2, 8, 8)] * 2
     assert torch.equal(positive[0][1]["control_video"], poses[0])
     assert not torch.equal(poses[0], poses[1])
+
+
+@torch.inference_mode()
+def test_the_lead_in_takes_no_clip_of_its_own(paths):
+    """Nine frames are one clip of twelve, seventeen are two: all are decoded, and none is left without its sound."""
+    model = load_model(paths["model"])
+    plan = sampling.plan(sampling.Pair.of(model, None), Settings(steps=1, guidance_high=1.0), sampling.Run(1))
+    for frames, latents in ((9, [3]), (17, [3, 2])):
+        vae, (positive, negative, latent, audio) = run_node(paths, audio=sound(frames / 16))
+        clips = latent[CLIPS]
+        assert [clip.latents for clip in clips.clips] == latents and latent["samples"].shape[2] == 3
+        heard = clips.sound[0].abs().sum((0, 1))
+        assert len(heard) >= frames + LEAD_IN and heard[: frames + LEAD_IN - 1].all()
+        out, _ = clip_run.sample(plan, positive, negative, latent, sampling.Run(1), None)
+        (video,), _ = decode_clips(out, vae, audio, with_images=False)
+        assert out["samples"].shape[2] == sum(latents) and video.get_frame_count() == frames
 
 
 def test_a_sound_is_cut_to_its_video():

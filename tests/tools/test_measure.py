@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import bench_loading
 import measure_precision
 import pytest
@@ -16,8 +18,9 @@ WIDTHS = {5120: 256, 13824: 512, 30720: 1536, 4096: 128}
 
 @pytest.fixture
 def small(monkeypatch):
-    full = files.shapes_of(bench_loading.SHAPES, 2, WIDTHS)
-    monkeypatch.setattr(files, "shapes_of", lambda name, layers=None: full)
+    whole = files.shapes_of
+    monkeypatch.setattr(files, "shapes_of", lambda name, layers=None: whole(name, layers or 2, WIDTHS))
+    monkeypatch.setattr(files, "PIECE", 2**20)
 
 
 @pytest.mark.parametrize("kind", bench_loading.FORMATS)
@@ -28,6 +31,14 @@ def test_written_files_are_of_their_format(kind, small, tmp_path):
     assert (found.family.id, found.config.dim, found.config.num_layers) == ("t2v-A14B", 256, 2)
     assert found.precision == {"fp8": "fp8_e4m3fn"}.get(kind, kind)
     assert found.quantised == {"fp8": "scaled_fp8"}.get(kind, "")
+
+
+def test_a_file_of_fewer_layers_is_never_taken_for_a_whole_one(small, tmp_path, monkeypatch):
+    for options in (["--layers", "1"], []):
+        monkeypatch.setattr(sys, "argv", ["bench_loading", str(tmp_path), "--write", "--format", "Q8_0", *options])
+        assert bench_loading.main() == 0
+    found = [inspect(path).config.num_layers for path in sorted(tmp_path.glob("wan2.2*"))]
+    assert found == [2, 1]
 
 
 def test_measuring_reads_a_whole_file(small, tmp_path):

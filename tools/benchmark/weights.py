@@ -7,20 +7,23 @@ import math
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from ...pocket import gguf_file
 from ...pocket.aside import written_aside
+from ...wan_core.weights.ggml_types import BY_NAME
 
 SHAPES = Path(__file__).resolve().parents[2] / "tests" / "shapes"
 FLOAT8_MAX = 448.0
 HEADER = 1 << 20  # bytes kept for the table of a file; spaces fill it up
 TYPES = {torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.float32: "F32", torch.uint8: "U8"}
 LORA_RANK = 32
-GGUF = {"Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144)}  # number of the type, elements and bytes of a block
 GGUF_SCALES = {"Q8_0": 1 / 74, "Q4_K": 1 / 150}  # of blocks of random bytes whose values have a deviation of 1
-GGUF_FLOAT16, ALIGNMENT = 1, 32
+GGUF = tuple(GGUF_SCALES)
+GGUF_METADATA = {"general.architecture": gguf_file.text("wan")}
 Sizes = dict[int, int]
 
 
@@ -74,7 +77,7 @@ def in_float8(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tens
     """The matrices of the blocks in float8 with one scale each, as ComfyUI's scaled files have them."""
     mark = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
     for name, weight in weights:
-        if not _is_matrix(name, weight.shape):
+        if not is_matrix(name, weight.shape):
             yield name, weight
             continue
         wide, layer = weight.float(), name.removesuffix(".weight")
@@ -88,14 +91,15 @@ def low_rank(shapes: dict[str, tuple[int, ...]], device: torch.device, seed: int
     """A LoRA of rank LORA_RANK on every matrix of the blocks."""
     generator = torch.Generator(device).manual_seed(seed)
     for name, shape in shapes.items():
-        if _is_matrix(name, shape):
+        if is_matrix(name, shape):
             layer, (rows, columns) = f"diffusion_model.{name.removesuffix('.weight')}", shape
             for part, size in (("lora_A", (LORA_RANK, columns)), ("lora_B", (rows, LORA_RANK))):
                 noise = torch.randn(size, device=device, generator=generator)
                 yield f"{layer}.{part}.weight", (0.1 * noise / size[1] ** 0.5).to(torch.bfloat16)
 
 
-def _is_matrix(name: str, shape: Iterable[int]) -> bool:
+def is_matrix(name: str, shape: Iterable[int]) -> bool:
+    """Whether formats of few bits store this tensor in theirs."""
     return name.startswith("blocks.") and name.endswith(".weight") and len(tuple(shape)) == 2
 
 
@@ -116,36 +120,38 @@ def write(weights: Iterable[tuple[str, Tensor]], path: Path) -> Path:
     return path
 
 
+def in_gguf(shapes: dict[str, tuple[int, ...]], kind: str) -> list[gguf_file.Stored]:
+    """The tensors as a GGUF file has them: matrices of the blocks in the kind, float16 elsewhere, at most four axes."""
+    return [
+        gguf_file.Stored(
+            name, (*shape[:2], *shape[3:]) if len(shape) == 5 else shape, kind if is_matrix(name, shape) else "F16"
+        )
+        for name, shape in shapes.items()
+    ]
+
+
 def write_gguf(shapes: dict[str, tuple[int, ...]], kind: str, device: torch.device, path: Path) -> Path:
-    """A GGUF file with random blocks in the matrices of the transformer's blocks, and float16 elsewhere."""
-    number, elements, nbytes = GGUF[kind]
-    header, offset, parts = b"", 0, []
-    for name, shape in shapes.items():
-        packed = _is_matrix(name, shape)
-        axes = [*shape[:2], *shape[3:]][::-1] if len(shape) == 5 else shape[::-1]
-        count = math.prod(shape) // elements * nbytes if packed else 2 * math.prod(shape)
-        header += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(axes))
-        header += struct.pack(f"<{len(axes)}QIQ", *axes, number if packed else GGUF_FLOAT16, offset)
-        parts.append((name, shape, packed, count))
-        offset += count + -count % ALIGNMENT
-    key, value = b"general.architecture", b"wan"
-    fields = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
-    start = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), 1) + fields + header
+    """A GGUF file with random blocks in the matrices of the transformer's blocks."""
     generator = torch.Generator(device).manual_seed(6)
-    small = dict(transformer({name: shape for name, shape, packed, _ in parts if not packed}, device, outliers=False))
-    with written_aside(path) as part, part.open("wb") as file:
-        file.write(start + bytes(-len(start) % ALIGNMENT))
-        for name, shape, packed, count in parts:
-            if packed:
-                blocks = torch.randint(
-                    0, 256, (count // nbytes, nbytes), dtype=torch.uint8, device=device, generator=generator
-                )
-                size = GGUF_SCALES[kind] / shape[1] ** 0.5  # the first bytes of a block are float16 scales
-                scale = torch.tensor([size, 8 * size], dtype=torch.float16).view(torch.uint8)
-                heads = 2 if kind == "Q8_0" else 4
-                blocks[:, :heads] = scale[:heads].to(device)
-                data = blocks.cpu().numpy()
-            else:
-                data = small[name].half().cpu().numpy()
-            file.write(data.tobytes() + bytes(-count % ALIGNMENT))
-    return path
+    small = {name: shape for name, shape in shapes.items() if not is_matrix(name, shape)}
+    plain = dict(transformer(small, device, outliers=False))
+
+    def fill(file: BinaryIO, tensor: gguf_file.Stored) -> None:
+        if tensor.name in plain:
+            data = plain[tensor.name].half()
+        else:
+            size = GGUF_SCALES[kind] / tensor.shape[1] ** 0.5
+            data = _blocks(kind, tensor.nbytes, size, generator)
+        file.write(data.cpu().numpy().tobytes())
+
+    return gguf_file.write(path, GGUF_METADATA, in_gguf(shapes, kind), fill)
+
+
+def _blocks(kind: str, count: int, size: float, generator: torch.Generator) -> Tensor:
+    """So many bytes of random blocks, whose first bytes are float16 scales."""
+    shape = count // BY_NAME[kind].nbytes, BY_NAME[kind].nbytes
+    blocks = torch.randint(0, 256, shape, dtype=torch.uint8, device=generator.device, generator=generator)
+    scale = torch.tensor([size, 8 * size], dtype=torch.float16).view(torch.uint8)
+    heads = 2 if kind == "Q8_0" else 4
+    blocks[:, :heads] = scale[:heads].to(blocks.device)
+    return blocks

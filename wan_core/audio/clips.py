@@ -42,7 +42,9 @@ def plan_clips(frames: int, clip_frames: int = CLIP_FRAMES) -> tuple[Clip, ...]:
     """Clips whose kept frames are at least `frames`; the last one is only as long as it needs to be.
 
     The official code throws the first three frames away and plays the sound from its beginning all the same, so that
-    lips lead by 0.19 s. Here the sound is led in by three frames of silence, and frame and sound agree.
+    lips lead by 0.19 s and five seconds lose their end. Here the sound is led in by three frames of silence, and frame
+    and sound agree. Where these frames alone would ask for one more clip, the first one is a latent frame longer:
+    five seconds are one clip of 84 frames, as long in latents as the 81 that the model's text to video was trained on.
 
     Raises:
         InputError: a clip cannot have this length.
@@ -56,9 +58,11 @@ def plan_clips(frames: int, clip_frames: int = CLIP_FRAMES) -> tuple[Clip, ...]:
             remedy=f"Set clip_frames to {CLIP_FRAMES}",
         )
     wanted = frames + LEAD_IN
-    clips = [Clip(start, clip_frames) for start in range(0, wanted, clip_frames)]
+    is_led_over = wanted > clip_frames and 0 < wanted % clip_frames <= STRIDE
+    first = clip_frames + (STRIDE if is_led_over else 0)
+    clips = [Clip(0, first), *(Clip(start, clip_frames) for start in range(first, wanted, clip_frames))]
     last = -(-(wanted - clips[-1].start) // STRIDE) * STRIDE
-    clips[-1] = Clip(clips[-1].start, min(clip_frames, max(last, SHORTEST)))
+    clips[-1] = Clip(clips[-1].start, min(clips[-1].frames, max(last, SHORTEST)))
     return tuple(clips)
 
 

@@ -8,6 +8,7 @@ is what matrix products and attention reach there. H200: measured inside a forwa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,16 +99,26 @@ class Pace:
         return Pace({**self.factors, what: measured / expected})
 
 
-def read(path: Path, card: str) -> Pace:
-    """What runs on this card have taken, from the JSON {card: factors}; nothing where it is absent or not of that form.
+def read(path: Path) -> dict[str, Pace]:
+    """{card: what runs on it have taken}, from the JSON that `text` makes; whatever is not of that form is left out.
 
     The file lies in ComfyUI's user folder, where anybody may write: what is in it never stops a run.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get(card, {})
-        return Pace({what: float(factor) for what, factor in found.items()})
-    except (OSError, ValueError, AttributeError, TypeError):
-        return Pace({})
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    cards = found if isinstance(found, dict) else {}
+    return {card: _of(factors) for card, factors in cards.items() if isinstance(factors, dict)}
+
+
+def _of(factors: Mapping[str, object]) -> Pace:
+    return Pace({what: value for what, value in factors.items() if isinstance(value, float) and 0 < value < math.inf})
+
+
+def text(cards: Mapping[str, Pace]) -> str:
+    """What `read` reads."""
+    return json.dumps({card: dict(known.factors) for card, known in cards.items()}, indent=1)
 
 
 def duration(seconds: float) -> str:

@@ -8,12 +8,22 @@ from pathlib import Path
 
 from ..errors import WanError, WeightsFileError, WrongModelError
 from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
-from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, VAE
+from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, TINY_VAE, VAE
 from .inspect import Checkpoint, inspect
 from .lora import DOWN, PREFIX, official_name, why_unknown
-from .lora_fit import mismatches, strangers
+from .lora_fit import check_control, control_input, mismatches, strangers
 from .names import HIGH, LOW, expert_of, is_distilled
-from .pairing import TEXT_ENCODER_FILE, VAE_FILES, check_pair, check_text_encoder, check_vae, require_known, title_of
+from .pairing import (
+    FOLDERS,
+    TEXT_ENCODER_FILE,
+    VAE_FILES,
+    check_pair,
+    check_text_encoder,
+    check_vae,
+    require_known,
+    tiny_vae_name,
+    title_of,
+)
 
 GB = 1e9
 NO_CARD = Card(None)
@@ -112,6 +122,9 @@ def _facts(checkpoint: Checkpoint, card: Card) -> Iterator[tuple[str, str]]:
             yield "steps", "made for a few steps without guidance, by its name"
     if checkpoint.kind == LORA:
         yield from _lora_facts(checkpoint)
+    if checkpoint.kind == TINY_VAE:
+        name = tiny_vae_name(checkpoint)
+        yield "place", f"{FOLDERS[TINY_VAE]}, where live previews of the method taesd look for a name like {name}"
 
 
 def compute_path(checkpoint: Checkpoint, card: Card) -> str:
@@ -150,6 +163,9 @@ def _lora_facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     ranks = {shape[0] for name, shape in checkpoint.shapes.items() if official_name(name).endswith(DOWN) and shape}
     if ranks:
         yield "rank", " and ".join(map(str, sorted(ranks)[:4]))
+    widened = control_input(_official_shapes(checkpoint))
+    if widened is not None:
+        yield "input", f"{widened[1]} channels: a control LoRA, whose video comes in by InstructPixToPixConditioning"
     if is_distilled(checkpoint.name):
         yield "steps", "made for a few steps without guidance, by its name"
 
@@ -176,9 +192,10 @@ def _tried(check: Callable[[Checkpoint, Checkpoint], None], first: Checkpoint, s
 
 def check_lora(model: Checkpoint, lora: Checkpoint) -> None:
     """Raises:
-    WrongModelError: no layer of the LoRA fits a layer of the model.
+    WrongModelError: no layer of the LoRA fits a layer of the model, or the input of a control LoRA does not.
     """
     unknown, misfit, fitting = _matched(model, lora)
+    check_control(repr(str(lora.path)), _official_shapes(lora), misfit, model.unpacked_shapes["patch_embedding.weight"])
     if fitting:
         return
     serious = [layer for layer in (*sorted(misfit), *unknown) if not why_unknown(layer)]
@@ -215,4 +232,8 @@ def _matched(model: Checkpoint, lora: Checkpoint) -> tuple[list[str], set[str], 
         name = layer.removeprefix(PREFIX)
         return weights.get(f"{name}.weight", weights.get(name))
 
-    return strangers({official_name(name): shape for name, shape in lora.shapes.items()}, weight_of)
+    return strangers(_official_shapes(lora), weight_of)
+
+
+def _official_shapes(lora: Checkpoint) -> dict[str, Sequence[int]]:
+    return {official_name(name): shape for name, shape in lora.shapes.items()}

@@ -14,6 +14,7 @@ WAN_22 = f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
 KIJAI = f"{HUB}/Kijai/WanVideo_comfy/resolve/main"
 ANIMATE = f"{HUB}/Kijai/WanVideo_comfy_fp8_scaled/resolve/main/Wan22Animate"
 GGUF = f"{HUB}/QuantStack/Wan2.2"
+TINY_VAES = f"{HUB}/lightx2v/Autoencoders/resolve/main"
 UMT5_GGUF = f"{HUB}/city96/umt5-xxl-encoder-gguf/resolve/main"
 
 # A whole file name, and the folder that it lies in; `{1}` and `{2}` are groups of the name.
@@ -34,6 +35,7 @@ ROWS = (
     (r"wan2\.2_(?:ti2v_5B_fp16|s2v_14B_fp8_scaled|animate_14B_bf16)\.safetensors", f"{WAN_22}/diffusion_models"),
     (r"Wan2_2-Animate-14B_fp8_e4m3fn_scaled_KJ\.safetensors", ANIMATE),
     (r"Wan2\.2-([TI]2V)-A14B-((?:High|Low)Noise)-\w+\.gguf", f"{GGUF}-{{1}}-A14B-GGUF/resolve/main/{{2}}"),
+    (r"lighttaew2_[12]\.safetensors", TINY_VAES),
     (r"umt5-xxl-encoder-\w+\.gguf", UMT5_GGUF),
 )
 

@@ -29,7 +29,7 @@ from ..tasks import (
 
 Shapes = Mapping[str, tuple[int, ...]]
 DIFFUSION_MODEL, TEXT_ENCODER, VAE, LORA = "diffusion_model", "text_encoder", "vae", "lora"
-CLIP_VISION, AUDIO_ENCODER, UNKNOWN = "clip_vision", "audio_encoder", "unknown"
+CLIP_VISION, AUDIO_ENCODER, TINY_VAE, UNKNOWN = "clip_vision", "audio_encoder", "tiny_vae", "unknown"
 
 KIND_TITLES = {
     DIFFUSION_MODEL: "diffusion model",
@@ -38,6 +38,7 @@ KIND_TITLES = {
     LORA: "LoRA",
     CLIP_VISION: "CLIP vision model",
     AUDIO_ENCODER: "audio encoder",
+    TINY_VAE: "tiny VAE for previews",
     UNKNOWN: "file of a kind that this pack does not know",
 }
 
@@ -83,6 +84,11 @@ def _latent_channels(channels: int) -> Callable[[Shapes], bool]:
     return lambda shapes: mark in shapes and shapes.get("conv2.weight", ())[:1] == (channels,)
 
 
+def _tiny(channels: int) -> Callable[[Shapes], bool]:
+    """TAEHV of madebyollin/taehv, as ComfyUI's comfy/sd.py tells it, with so many latent channels."""
+    return lambda shapes: "decoder.22.bias" in shapes and shapes.get("decoder.1.weight", ())[1:2] == (channels,)
+
+
 LAYERS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 LORA_ENDS = (".lora_A.weight", ".lora_down.weight", ".lora_up.weight", ".lora_A.default.weight", ".lora.down.weight",
              ".lora_A", ".lora_linear_layer.down.weight", ".lokr_w1", ".lokr_w1_a", ".hada_w1_a", ".oft_blocks",
@@ -112,6 +118,8 @@ FILES = (
     Family(AUDIO_ENCODER, "whisper", "Whisper", _any_start("model.encoder.embed_positions.")),
     Family(VAE, "vae22", "Wan 2.2 VAE", _latent_channels(48)),
     Family(VAE, "vae21", "Wan 2.1 VAE", _latent_channels(16)),
+    Family(TINY_VAE, "taew22", "tiny VAE for previews of Wan 2.2 5B", _tiny(48)),
+    Family(TINY_VAE, "taew21", "tiny VAE for previews of Wan 2.1 latents, or HunyuanVideo's", _tiny(16)),
     Family(VAE, "other", "VAE of another family", _any_start("decoder.", "first_stage_model.", "taesd_decoder.")),
 )  # fmt: skip
 

@@ -51,7 +51,7 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """diffusion_model, text_encoder, vae, lora, clip_vision, audio_encoder or unknown."""
+        """diffusion_model, text_encoder, vae, lora, clip_vision, audio_encoder, tiny_vae or unknown."""
         return self.family.kind
 
     @property

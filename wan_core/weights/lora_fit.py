@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from ..errors import WrongModelError
 from .lora import PREFIX, module_of, why_unknown
 
 Shape = Sequence[int]
 SHOWN = 3  # names of a kind in a report
+INPUT_LAYER = f"{PREFIX}patch_embedding"  # the layer that a control LoRA widens, by more channels beside the noise
+WIDENS = "reshape_weight"  # its part that says so: the widened shape
+FOLDED = 4  # numbers of an input channel in a row of that layer: patches of 1x2x2
 
 Parts = Mapping[str, Shape]  # of one layer: {part as ComfyUI reads it: shape}
 
@@ -22,7 +26,8 @@ def strangers(
     """Returns modules that the model does not have, layers that do not fit it, and layers that do.
 
     `shapes`: {name as ComfyUI reads it: shape} of a LoRA; `weight_of`: the shape of a layer's weight in the model, by
-    its name there. A layer does not fit if a shape is another, or if its parts do not belong together.
+    its name there. A layer does not fit if a shape is another, or if its parts do not belong together. The input may
+    be widened; what other layers are to be widened to is left out of account.
     """
     unknown: dict[str, None] = {}
     layers: dict[str, dict[str, Shape]] = {}
@@ -31,7 +36,8 @@ def strangers(
         if layer is None:
             unknown[module_of(name)] = None
         else:
-            layers.setdefault(layer, {})[name[len(layer) + 1 :]] = shape
+            part = name[len(layer) + 1 :]
+            layers.setdefault(layer, {}).update({part: shape} if part != WIDENS or layer == INPUT_LAYER else {})
     misfit = {layer for layer, parts in layers.items() if not fits(parts, weight_of(layer) or ())}
     return list(unknown), misfit, layers.keys() - misfit
 
@@ -72,7 +78,42 @@ def fits(parts: Parts, weight: Shape) -> bool:
 def _low_rank(parts: Parts, weight: Shape) -> bool:
     down, up = parts["lora_down.weight"], parts["lora_up.weight"]
     joins = up[1] == down[0] or "lora_mid.weight" in parts
-    return joins and up[0] == weight[0] and _count(down) == _count(weight)
+    fills = _count(down) == _count(weight) or _widens(parts, weight)
+    return joins and up[0] == weight[0] and fills
+
+
+def _widens(parts: Parts, weight: Shape) -> bool:
+    """True for the input of a control LoRA that has more channels than the weight."""
+    channels, rest = divmod(_count(parts["lora_down.weight"]), math.prod(weight[2:]))
+    return WIDENS in parts and channels > weight[1] and not rest
+
+
+def control_input(shapes: Mapping[str, Shape]) -> tuple[int, int] | None:
+    """Width and channels of the input that a control LoRA makes, by names as ComfyUI reads them; None: it is none."""
+    down, up = (shapes.get(f"{INPUT_LAYER}.lora_{part}.weight") for part in ("down", "up"))
+    if f"{INPUT_LAYER}.{WIDENS}" not in shapes or not down or not up:
+        return None
+    return up[0], _count(down) // FOLDED
+
+
+def check_control(where: str, shapes: Mapping[str, Shape], misfit: Collection[str], weight: Shape) -> None:
+    """Makes sure that the input of a control LoRA fits: without it the rest would follow no control video.
+
+    `weight` is the shape of the model's input.
+
+    Raises:
+        WrongModelError: it is a control LoRA for another model.
+    """
+    widened = control_input(shapes)
+    if widened is None or INPUT_LAYER not in misfit:
+        return
+    raise WrongModelError(
+        "This control LoRA does not fit the model",
+        where=where,
+        found=f"an input of width {widened[0]} with {widened[1]} channels",
+        expected=f"width {weight[0]}, and more channels than the model's {weight[1]}",
+        remedy="Load the model that this LoRA was made for",
+    )
 
 
 def _loha(parts: Parts, weight: Shape) -> bool:
@@ -93,8 +134,10 @@ def _lokr(parts: Parts, weight: Shape) -> bool:
 
 
 def _oft(parts: Parts, weight: Shape) -> bool:
-    *_, blocks, size, width = parts["oft_blocks"]
-    return size == width and blocks * size == weight[0]
+    """Blocks [n, b, b] of a rotation; of BOFT [m, n, b, b], whose stages mix rows ever further apart."""
+    *stages, blocks, size, width = parts["oft_blocks"]
+    mixes = not stages or (size % 2 == 0 and weight[0] % (size << (stages[0] - 1)) == 0)
+    return size == width and blocks * size == weight[0] and mixes
 
 
 def _glora(parts: Parts, weight: Shape) -> bool:
@@ -118,6 +161,7 @@ RULES: Mapping[str, Callable[[Parts, Shape], bool]] = {  # how the name of a par
     "hada_": _loha,
     "lokr_": _lokr,
     "oft_": _oft,
+    "rescale": _rows("rescale"),
     "a1.": _glora,
     "diff": _whole("diff"),
     "set_weight": _whole("set_weight"),

@@ -7,7 +7,17 @@ import os
 from ..errors import WrongModelError
 from ..tasks import TASKS
 from .downloads import with_address
-from .families import AUDIO_ENCODER, CLIP_VISION, DIFFUSION_MODEL, KIND_TITLES, LORA, TEXT_ENCODER, UNKNOWN, VAE
+from .families import (
+    AUDIO_ENCODER,
+    CLIP_VISION,
+    DIFFUSION_MODEL,
+    KIND_TITLES,
+    LORA,
+    TEXT_ENCODER,
+    TINY_VAE,
+    UNKNOWN,
+    VAE,
+)
 from .inspect import Checkpoint
 from .names import HIGH, LOW, partner_names
 from .published import published_for
@@ -22,8 +32,10 @@ FOLDERS = {
     LORA: "models/loras",
     AUDIO_ENCODER: "models/audio_encoders",
     CLIP_VISION: "models/clip_vision",
+    TINY_VAE: "models/vae_approx",
 }
 VAE_FILES = {16: "wan_2.1_vae.safetensors", 48: "wan2.2_vae.safetensors"}
+TINY_VAE_FILES = {"taew21": "lighttaew2_1.safetensors", "taew22": "lighttaew2_2.safetensors"}  # by family
 TEXT_ENCODER_FILE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 KIND_FILES = {
     DIFFUSION_MODEL: f"a Wan 2.2 model, such as {with_address('wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors')}",
@@ -32,6 +44,7 @@ KIND_FILES = {
     LORA: "a Wan LoRA",
     AUDIO_ENCODER: with_address("wav2vec2_large_english_fp16.safetensors"),
     CLIP_VISION: with_address("clip_vision_h.safetensors"),
+    TINY_VAE: f"{with_address(TINY_VAE_FILES['taew21'])}, or {with_address(TINY_VAE_FILES['taew22'])} for TI2V-5B",
 }
 
 
@@ -77,6 +90,8 @@ def require(checkpoint: Checkpoint, kind: str) -> None:
         )
     if kind == DIFFUSION_MODEL:
         _require_task(checkpoint)
+    elif kind == TINY_VAE:
+        _require_preview(checkpoint)
     elif kind == AUDIO_ENCODER and checkpoint.family.id != "wav2vec2":
         raise WrongModelError(
             "This audio encoder is not the one of Wan S2V",
@@ -119,6 +134,26 @@ def _require_task(checkpoint: Checkpoint) -> None:
             found=f"{checkpoint.precision} weights with scales and no mark of their format",
             remedy="Take the bf16, fp16 or fp8_scaled file of this model",
         )
+
+
+def tiny_vae_name(checkpoint: Checkpoint) -> str:
+    """What the name of a tiny VAE begins with where ComfyUI finds it for the live preview (comfy/latent_formats.py)."""
+    return TINY_VAE_FILES[checkpoint.family.id].partition(".")[0]
+
+
+def _require_preview(checkpoint: Checkpoint) -> None:
+    """ComfyUI takes one of 16 channels in float16 for HunyuanVideo's, and scales latents as that wants them."""
+    name = tiny_vae_name(checkpoint)
+    takes_wrongly = checkpoint.family.id == "taew21" and checkpoint.types["decoder.1.weight"] == "F16"
+    if checkpoint.name.startswith(name) and not takes_wrongly:
+        return
+    raise WrongModelError(
+        "ComfyUI shows no live preview of Wan with this file",
+        where=_path(checkpoint),
+        found="float16, which it takes for HunyuanVideo's" if takes_wrongly else f"the name {checkpoint.name}",
+        expected="float32 or bfloat16" if takes_wrongly else f"a name that begins with {name}",
+        remedy=f"Take {with_address(TINY_VAE_FILES[checkpoint.family.id])}, into {FOLDERS[TINY_VAE]}",
+    )
 
 
 def check_pair(high: Checkpoint, low: Checkpoint) -> None:

@@ -1,7 +1,8 @@
 """Which published safetensors file stands for a pickle: nobody has to look for what to take instead.
 
 Sources: the file lists of Wan-AI's models (what is published as pickles), Comfy-Org/Wan_2.1_ComfyUI_repackaged,
-Comfy-Org/Wan_2.2_ComfyUI_Repackaged and Kijai/WanVideo_comfy on Hugging Face (what is published as safetensors).
+Comfy-Org/Wan_2.2_ComfyUI_Repackaged, Kijai/WanVideo_comfy and lightx2v/Autoencoders on Hugging Face (what is published
+as safetensors). Of the tiny VAEs only lightx2v's have the names by which ComfyUI finds one for its previews.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ FEW_STEPS = r"light(x2v|ning)|(?<!\d)4[-_ ]?steps?"
 # What a folder's or file's name says, the file to take, and its folder; the first that matches counts. `{expert}` is
 # high or low, `{task}` t2v or i2v, both out of the name.
 ROWS = (
-    (r"taew?2[._]?2|lighttae.*2[._]2", "taew2_2.safetensors", "models/vae_approx"),
-    (r"taew?2[._]?1|lighttae", "taew2_1.safetensors", "models/vae_approx"),
+    (r"taew?2[._]?2|lighttae.*2[._]2", "lighttaew2_2.safetensors", "models/vae_approx"),
+    (r"taew?2[._]?1|lighttae", "lighttaew2_1.safetensors", "models/vae_approx"),
     (r"relight", "WanAnimate_relight_lora_fp16.safetensors", "models/loras"),
     (rf"(?=.*lora)(?=.*({FEW_STEPS}))(?=.*(high|low)).*t2v", LORAS["t2v"], "models/loras"),
     (rf"(?=.*lora)(?=.*({FEW_STEPS}))(?=.*(high|low)).*i2v", LORAS["i2v"], "models/loras"),

@@ -7,16 +7,16 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from ....pocket import gguf_file
 from ....pocket.aside import written_aside
-from ..weights import shapes_of
+from ....wan_core.weights.ggml_types import BY_NAME
+from ..weights import GGUF, GGUF_METADATA, in_gguf, shapes_of
 
 PIECE = 64 * 2**20  # bytes of random numbers, written again and again
-GGUF = {"Q4_K": (12, 256, 144), "Q8_0": (8, 32, 34)}  # type number, elements and bytes of a block
-GGUF_F16, ALIGNMENT = 1, 32
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
 UMT5_NAMES = (
     ("attn.", "layer.0.SelfAttention."),
@@ -48,7 +48,8 @@ class Random:
 
     def _piece(self, kind: str) -> bytes:
         if kind in GGUF:
-            blocks = self.rng.integers(0, 256, (PIECE // GGUF[kind][2], GGUF[kind][2]), dtype=np.uint8)
+            size = BY_NAME[kind].nbytes
+            blocks = self.rng.integers(0, 256, (PIECE // size, size), dtype=np.uint8)
             if kind == "Q4_K":  # value = d * scale * q - dmin * min, centred where dmin is 7.5 d
                 blocks[:, :4] = np.array([1e-4, 7.5e-4], dtype=np.float16).view(np.uint8)
             else:
@@ -162,27 +163,10 @@ def _ones(kind: str, size: int) -> bytes:
 
 
 def _gguf(path: Path, named: Shapes, kind: str, numbers: Random) -> Path:
-    number, elements, nbytes = GGUF[kind]
-    header, parts, offset = b"", [], 0
-    for name, shape in named.items():
-        in_blocks = name.startswith("blocks.") and name.endswith(".weight") and len(shape) == 2
-        sizes = [*shape[:2], *shape[3:]] if len(shape) == 5 else shape  # at most four dimensions
-        axes = list(reversed(sizes))
-        count = math.prod(shape) // elements * nbytes if in_blocks else 2 * math.prod(shape)
-        header += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(axes))
-        header += struct.pack(f"<{len(axes)}QIQ", *axes, number if in_blocks else GGUF_F16, offset)
-        ones = "norm" in name and name.endswith("weight")
-        parts.append((kind if in_blocks else "F16", count, ones))
-        offset += count + -count % ALIGNMENT
-    key, value = b"general.architecture", b"wan"
-    fields = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value
-    start = b"GGUF" + struct.pack("<IQQ", 3, len(named), 1) + fields + header
-    with written_aside(path) as aside, aside.open("wb") as file:
-        file.write(start + bytes(-len(start) % ALIGNMENT))
-        for part, count, ones in parts:
-            if ones:
-                file.write(_ones("F16", count))
-            else:
-                numbers.write(file, part, count)
-            file.write(bytes(-count % ALIGNMENT))
-    return path
+    def fill(file: BinaryIO, tensor: gguf_file.Stored) -> None:
+        if "norm" in tensor.name and tensor.name.endswith("weight"):
+            file.write(_ones("F16", tensor.nbytes))
+        else:
+            numbers.write(file, tensor.kind, tensor.nbytes)
+
+    return gguf_file.write(path, GGUF_METADATA, in_gguf(named, kind), fill)

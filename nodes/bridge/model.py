@@ -24,8 +24,8 @@ from ...wan_core.transformer import WanTransformer
 from ...wan_core.weights import Checkpoint, inspect, mapped, require
 from ...wan_core.weights.families import DIFFUSION_MODEL, Shapes
 from ...wan_core.weights.wholeness import check_tensors, check_types, network_of
-from . import host, leftovers, lora_table, residency, soundness, texts
-from .branches import keep_quantised
+from . import compiling, host, leftovers, lora_table, residency, soundness, texts
+from .branches import has_quantised, keep_quantised
 from .hosted import HostedTransformer
 from .latents import LATENT_FORMATS
 from .quantised import UNMARKED, native_form
@@ -34,6 +34,8 @@ from .reading import files_of, read_tensors
 
 class WanModel(comfy.model_base.WAN21):
     """Native Wan with our transformer inside, loaded strictly; latents of VAE 2.1."""
+
+    is_quantised = False  # some of its weights, as they were loaded
 
     def __init__(self, model_config: Any, image_to_video: bool = False, device: Any = None) -> None:
         skipped = super(comfy.model_base.WAN21, self)  # its constructor would build the native transformer
@@ -61,7 +63,8 @@ class WanModel(comfy.model_base.WAN21):
         def answered() -> Tensor:  # asked anew, as a second try is to spare memory
             return native(x, t, c_concat, c_crossattn, control, residency.settled(self, options, x), **kwargs)
 
-        with lora_table.running(self, options, step), leftovers.cleared_on_failure(self):
+        eager = compiling.left_out(self, options)
+        with eager, lora_table.running(self, options, step), leftovers.cleared_on_failure(self):
             answer = residency.apart(self, partial(residency.recovery_of(self).attempt, answered))
         if soundness.is_first(self, step):
             where = repr(self.model_config.path)
@@ -204,6 +207,7 @@ def load_model(path: str, *, dtype: torch.dtype | None = None, disable_dynamic: 
     model.diffusion_model.files = files if assign else ()
     if in_eight_bits:
         keep_types(model)
+    model.is_quantised = has_quantised(model)
     keep_quantised(patcher)
     texts.remember(patcher)
     soundness.watch(patcher)

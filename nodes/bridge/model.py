@@ -63,7 +63,7 @@ class WanModel(comfy.model_base.WAN21):
         def answered() -> Tensor:  # asked anew, as a second try is to spare memory
             return native(x, t, c_concat, c_crossattn, control, residency.settled(self, options, x), **kwargs)
 
-        eager = compiling.left_out(self, options)
+        eager = compiling.left_out(self)
         with eager, lora_table.running(self, options, step), leftovers.cleared_on_failure(self):
             answer = residency.apart(self, partial(residency.recovery_of(self).attempt, answered))
         if soundness.is_first(self, step):

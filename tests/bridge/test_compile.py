@@ -55,6 +55,7 @@ def test_one_graph_for_each_shape(tmp_path) -> None:
 
 
 # Quantised weights. What ComfyUI does with them cannot be traced.
+KINDS = ("fp8 scaled", "fp8 plain", "Q4_K", "Q8_0", "convrot_w4a4")
 TEXTS = tuple([[text[..., : family.TEXT_DIM], rest] for text, rest in given] for given in (POSITIVE, NEGATIVE))
 
 
@@ -78,8 +79,16 @@ def by_blocks(model):
     return compiled
 
 
-@pytest.mark.parametrize("way", [by_node, by_blocks])
-@pytest.mark.parametrize("kind", filter(is_known, ["fp8 scaled", "fp8 plain", "Q4_K", "Q8_0", "convrot_w4a4"]))
+def by_functions(model):
+    """The blocks' functions, in their places."""
+    compiled = model.clone()
+    for index, block in enumerate(model.model.diffusion_model.blocks):
+        compiled.add_object_patch(f"diffusion_model.blocks.{index}.forward", torch.compile(block.forward))
+    return compiled
+
+
+@pytest.mark.parametrize("way", [by_node, by_blocks, by_functions])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if is_known(kind)])
 def test_quantised_models_are_left_as_they_are(
     kind, way, tmp_path, inference, no_room, float8_card, caplog: pytest.LogCaptureFixture
 ) -> None:

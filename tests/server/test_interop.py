@@ -102,7 +102,7 @@ CASES = (
         family.S2V.name,
         {"ref_image": PICTURE},
         SOUND,
-        length=16,
+        length=20,
         departs=("nodes", "models"),
     ),
 )

@@ -6,7 +6,7 @@ size and length so is its clip. Nobody judges what the clips show. "Wan 2.2 Text
 
 What a run costs is attention over 30,000 tokens, 5 to 6 s of one core for each layer, head and step; the 5B's clip
 takes a minute to decode beside that. So the 5B keeps one of its three layers, Fun Camera, whose weights are random
-anyhow, one of two, and image to video, whose 4-step LoRAs are, two of five. The VAEs compute in bfloat16, as on a GPU,
+anyhow, one of two, and image to video, whose 4-step LoRAs are, one of five. The VAEs compute in bfloat16, as on a GPU,
 where the processor has it; in all other tests it is float32. Left out are the long video (three clips of text to
 video, 15 minutes) and the GGUF twin of text to video (5; small ones in test_long_video.py and test_gguf.py).
 WANCORE_ALL_TEMPLATES=1 runs both, too.
@@ -42,8 +42,8 @@ TITLES = [file.stem for file in sorted((ROOT / "workflows").glob("*.json")) if f
 SHORTER = (  # those of Fun Camera by short names of which there are no trained weights
     replace(family.CAMERA_HIGH, layers=1, short="short_camera_high"),
     replace(family.CAMERA_LOW, layers=1, short="short_camera_low"),
-    replace(family.I2V_HIGH, layers=2),
-    replace(family.I2V_LOW, layers=2),
+    replace(family.I2V_HIGH, layers=1),
+    replace(family.I2V_LOW, layers=1),
     replace(family.TI2V, layers=1),
 )
 OPENING = {  # width, height, rate, frames of what the template comes to with the media of tests/template_media.py

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import Input, io, ui
 
 from ..wan_core.errors import InputError
+from ..wan_core.media.formats import available_formats
 from ..wan_core.media.names import split_prefix
-from ..wan_core.media.video import available_formats
 from .bridge.output import save_video, workflow_metadata
 
 

@@ -13,8 +13,9 @@ from comfy_api.latest import Input
 
 from ...wan_core.errors import InputError
 from ...wan_core.media.atomic import disk_errors, partial_file, require_space
+from ...wan_core.media.formats import FORMATS, estimated_bytes
 from ...wan_core.media.names import numbered, split_prefix
-from ...wan_core.media.video import FORMATS, estimated_bytes, write_video
+from ...wan_core.media.video import write_video
 from .progress import progress
 from .video import clip_of
 

@@ -20,7 +20,8 @@ from comfy_api.latest import Input, Types
 
 from ...wan_core.errors import InputError
 from ...wan_core.media.atomic import partial_file
-from ...wan_core.media.video import FORMATS, Clip, Sound, write_video
+from ...wan_core.media.formats import FORMATS
+from ...wan_core.media.video import Clip, Sound, write_video
 
 H264 = FORMATS["h264"]
 

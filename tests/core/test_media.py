@@ -23,10 +23,11 @@ import numpy as np
 import pytest
 from wancore.wan_core.errors import InputError, OutputError
 from wancore.wan_core.media import atomic, video
+from wancore.wan_core.media.formats import FORMATS, VideoFormat, available_formats
 from wancore.wan_core.media.names import numbered, split_prefix
 
 ROOT = Path(__file__).parents[2]
-H264 = video.FORMATS["h264"]
+H264 = FORMATS["h264"]
 PATCHES = (
     (255, 0, 0),
     (0, 255, 0),
@@ -90,13 +91,13 @@ def decibels(one: np.ndarray, other: np.ndarray) -> float:
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
-@pytest.fixture(params=video.available_formats())
-def format(request) -> video.VideoFormat:
-    return video.FORMATS[request.param]
+@pytest.fixture(params=available_formats())
+def format(request) -> VideoFormat:
+    return FORMATS[request.param]
 
 
 def test_every_format_is_there():
-    assert video.available_formats() == ["h264", "h265", "av1", "vp9", "prores", "ffv1"]
+    assert available_formats() == ["h264", "h265", "av1", "vp9", "prores", "ffv1"]
 
 
 def test_frames_size_rate_and_sound_come_back(format, tmp_path):
@@ -147,7 +148,7 @@ def test_pictures_become_videos_whatever_else_the_machine_does():
     """x265 failed for every twentieth clip of one or two frames where its threads were kept waiting."""
 
     def encode(number: int) -> int:
-        return video.write_video(io.BytesIO(), clip_of(moving(1 + number % 2)), video.FORMATS["h265"])
+        return video.write_video(io.BytesIO(), clip_of(moving(1 + number % 2)), FORMATS["h265"])
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(encode, range(120))) == 180
@@ -237,7 +238,7 @@ def test_no_frames_and_no_rate_are_refused(tmp_path):
 
 
 def test_a_missing_encoder_names_the_others(tmp_path):
-    absent = video.VideoFormat("x266", ("libx266",), 20, 1.0)
+    absent = VideoFormat("x266", ("libx266",), 20, 1.0)
     with pytest.raises(OutputError) as caught:
         video.write_video(tmp_path / "a.mp4", clip_of(moving(1)), absent)
     assert caught.value.found == "x266"
@@ -245,9 +246,7 @@ def test_a_missing_encoder_names_the_others(tmp_path):
 
 
 def test_an_encoder_error_names_the_format(tmp_path):
-    too_small = video.VideoFormat(
-        "prores", ("dnxhd",), None, 1.0, container="mov", pixel_format="yuv422p"
-    )  # takes few sizes
+    too_small = VideoFormat("prores", ("dnxhd",), None, 1.0, container="mov", pixel_format="yuv422p")  # takes few sizes
     with pytest.raises(OutputError) as caught, atomic.partial_file(tmp_path, "a") as partial:
         video.write_video(partial.path, clip_of(moving(1)), too_small)
     assert "prores" in caught.value.what
@@ -289,14 +288,14 @@ import pack; pack.import_pack()
 import numpy as np
 from fractions import Fraction
 from pathlib import Path
-from wancore.wan_core.media import atomic, video
+from wancore.wan_core.media import atomic, formats, video
 def frames():
     for index in range(400):
         if index == {at}:
             print("now", flush=True); time.sleep(60)
         yield np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 with atomic.partial_file(Path({folder!r}), "Wan") as partial:
-    video.write_video(partial.path, video.Clip(frames(), 64, 64, Fraction(16)), video.FORMATS["h264"])
+    video.write_video(partial.path, video.Clip(frames(), 64, 64, Fraction(16)), formats.FORMATS["h264"])
     partial.publish(["Wan_00001_.mp4"])
 """
 

@@ -158,8 +158,7 @@ def _decoded(vae: comfy.sd.VAE, latent: Tensor) -> Iterator[Tensor]:
 
 def _next_images(vae: comfy.sd.VAE, chunks: Iterator[Tensor]) -> Tensor | None:
     """The next decoded pixels [1, 3, f, H, W] as images [f, H, W, 3], where they were decoded; None at the end."""
-    model = vae.first_stage_model
-    with comfy.model_management.cuda_device_context(vae.device), cleared_on_failure(model):
+    with comfy.model_management.cuda_device_context(vae.device), cleared_on_failure(vae.first_stage_model):
         chunk = next(chunks, None)
         if chunk is None:
             return None

@@ -98,8 +98,7 @@ class _Fetch:
 
     def __call__(self) -> None:
         if self.tried and self.queue is not None:
-            begun = [layer for layer in self.block.modules() if hasattr(layer, "_prefetch")]
-            self.prefetch.cleanup_prefetched_modules(begun)
+            self.prefetch.cleanup_prefetched_modules(self.block.modules())
             self.queue.insert(0, None)
         self.tried = True
         self.prefetch.prefetch_queue_pop(self.queue, self.device, self.block)

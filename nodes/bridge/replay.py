@@ -15,9 +15,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,18 +23,17 @@ from typing import Any
 import comfy.clip_vision
 import torch
 from comfy.patcher_extension import WrappersMP
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...wan_core import attention
+from .kept_files import WRITE_ERRORS, make_room, mark_used
 
 KEY = "wan_core_replay"
 STRIDES, ATTENTION = "strides", "attention"  # in the metadata of an answer's file
 BUDGET = 4 * 2**30  # bytes of all logs together; the oldest answers go first
-LEAST_FREE = 8 * 2**30  # bytes that a log leaves on the disk
 OTHERS = (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL)  # their state would miss the calls that are not made
-WRITE_ERRORS = (OSError, SafetensorError)  # the latter where a disk is full
 # Keys of wrappers there that keep nothing between calls.
 STATELESS = {"wan_core_nag", "wan_core_meter", "torch.compile"}
 
@@ -53,6 +50,7 @@ class ReplayLog:
         self.run = ""  # a number for what is sampled
         self.number = 0  # of the next call
         self.depth = 0  # of the experts' runs around each other
+        self.failure = ""  # why an answer could not be kept, since the last report
 
     def on(self, model: Any, identity: str, *, lasting: bool = True) -> Any:
         """A clone of MODEL whose answers are logged; `identity` is everything that they depend on beside the run.
@@ -119,15 +117,15 @@ class ReplayLog:
         draft = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            make_room(self.folder, size, keep=self.used)
-            if shutil.disk_usage(self.folder).free - size < LEAST_FREE:
-                return
+            make_room(self.folder, size, BUDGET, keep=self.used)
             write_answer(draft, answer)
             draft.replace(path)
         except WRITE_ERRORS as error:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-            logging.warning("Wan: a step could not be kept for a resume: %s", error)
+            if not self.failure:
+                logging.warning("Wan: a step could not be kept for a resume: %s", error)
+            self.failure = str(error)
             return
         self.used.append(path)
 
@@ -140,10 +138,11 @@ class ReplayLog:
             self.tell(self.report())
 
     def report(self) -> str:
-        """ ", 6 of 8 calls from the log" since the last report; empty where none was."""
-        replayed, calls = self.replayed, self.calls
-        self.replayed = self.calls = 0
-        return f", {replayed} of {calls} calls from the log" if replayed else ""
+        """ ", 6 of 8 calls from the log" since the last report, and why others were not kept; empty where none was."""
+        replayed, calls, failure = self.replayed, self.calls, self.failure
+        self.replayed, self.calls, self.failure = 0, 0, ""
+        found = f", {replayed} of {calls} calls from the log" if replayed else ""
+        return found + (f"\nnot kept for a resume: {failure}" if failure else "")
 
 
 def write_answer(path: Path, answer: dict[str, Tensor]) -> None:
@@ -233,32 +232,3 @@ def _feed(state: Any, value: Any) -> None:
         _feed(state, vars(value))
     else:
         raise TypeError(f"the content of a {type(value).__name__} cannot be told")
-
-
-def mark_used(path: Path) -> None:
-    """Notes that a file was used now; another process may have removed it, or own it."""
-    with suppress(OSError):
-        os.utime(path)
-
-
-def make_room(folder: Path, size: int, keep: Iterable[Path] = (), budget: int | None = None) -> None:
-    """Removes the files that were used longest ago until `size` more bytes fit into the budget (None: of answers)."""
-    budget = BUDGET if budget is None else budget
-    kept = set(keep)
-    files = []
-    for path in folder.iterdir():
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            continue
-        if path.suffix == ".tmp" and time.time() - stat.st_mtime > 3600:  # of a process that was killed
-            path.unlink(missing_ok=True)
-        elif path.suffix == ".safetensors":
-            files.append((stat.st_mtime, stat.st_size, path))
-    total = sum(size for _, size, _ in files) + size
-    for _, taken, path in sorted(files):
-        if total <= budget:
-            return
-        if path not in kept:
-            path.unlink(missing_ok=True)
-            total -= taken

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import astuple
@@ -26,11 +25,11 @@ from ...wan_core.errors import OutputError
 from ...wan_core.media.atomic import TEMP_FOLDER, USER_FOLDER, disk_errors, partial_file
 from .clips import Job
 from .identity import graph_digest, model_identity
-from .replay import WRITE_ERRORS, digest, make_room, mark_used
+from .kept_files import WRITE_ERRORS, make_room, mark_used
+from .replay import digest
 from .sampling import Plan, Run
 
 BUDGET = 20 * 2**30  # bytes of all clips together, about 30 hours of 480p; those used longest ago go first
-LEAST_FREE = 2 * 2**30  # bytes that the store leaves on the disk
 
 Results = tuple[Tensor, Tensor]  # LATENT samples and denoised estimate [B, C, T, H, W]
 
@@ -69,10 +68,7 @@ class Segments:
         size = sum(tensor.nbytes for tensor in tensors.values())
         try:
             with partial_file(self.folder, key, USER_FOLDER) as partial:
-                make_room(self.folder, size, keep=self.used, budget=BUDGET)
-                if shutil.disk_usage(self.folder).free - size < LEAST_FREE:
-                    logging.warning("Wan: the disk of %s is nearly full; a finished clip is not kept", self.folder)
-                    return
+                make_room(self.folder, size, BUDGET, keep=self.used)
                 save_file(tensors, partial.path)
                 partial.replace(self._path(key))
         except (*WRITE_ERRORS, OutputError) as error:

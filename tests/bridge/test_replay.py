@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -19,7 +20,7 @@ from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import SamplerDPMAdaptative, SamplerDPMPP_SDE, SamplerER_SDE, SamplerSASolver
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-from wancore.nodes.bridge import replay, segments
+from wancore.nodes.bridge import kept_files, replay, segments
 from wancore.nodes.bridge.guider import DualExpertGuider
 from wancore.nodes.bridge.replay import ReplayLog, digest
 from wancore.nodes.bridge.schedule import OFFICIAL_SOLVERS, with_shift
@@ -36,8 +37,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 @pytest.fixture(autouse=True)
 def any_disk(monkeypatch):
     """However full the disk of the machine is."""
-    monkeypatch.setattr(replay, "LEAST_FREE", 0)
-    monkeypatch.setattr(segments, "LEAST_FREE", 0)
+    monkeypatch.setattr(kept_files, "LEAST_FREE", 0)
 
 
 def logged(pair, folder, low_side="low", high_side="high", **options):
@@ -228,9 +228,10 @@ def test_oldest_answers_go_first_and_those_of_the_run_stay(pair, tmp_path, monke
 
 
 def test_a_full_disk_only_costs_the_resume(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(replay, "LEAST_FREE", 2**62)
-    guider, _ = logged(pair, tmp_path)
+    monkeypatch.setattr(kept_files, "LEAST_FREE", 2**62)
+    guider, log = logged(pair, tmp_path)
     assert torch.equal(run(guider), run(dual(*pair))) and not list(tmp_path.iterdir())
+    assert re.search(r"^\nnot kept for a resume: .* GiB of this disk are free", log.report()) and not log.report()
 
 
 def test_a_folder_that_cannot_be_written_only_costs_the_resume(pair, tmp_path):

@@ -13,7 +13,7 @@ import_comfy()
 
 from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
-from wancore.nodes.bridge import replay, step_cache
+from wancore.nodes.bridge import kept_files, step_cache
 from wancore.nodes.guidance import WanCoreStepCache
 from wancore.wan_core.errors import WrongModelError
 
@@ -112,7 +112,7 @@ def test_samplers_that_look_into_the_guidance_see_every_step(pair, shown, name):
 
 
 def test_a_run_with_the_cache_resumes(pair, shown, tmp_path, monkeypatch):
-    monkeypatch.setattr(replay, "LEAST_FREE", 0)
+    monkeypatch.setattr(kept_files, "LEAST_FREE", 0)
     models = cached(*pair)
     whole = run(dual(*models), "dpmpp_2m", steps=STEPS)
     guider, _ = logged(models, tmp_path)

@@ -27,7 +27,7 @@ from comfy.patcher_extension import WrappersMP
 from make_pocket import build, write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from wancore.nodes.bridge import clip_run, decode, sampling, segments
+from wancore.nodes.bridge import clip_run, decode, kept_files, sampling, segments
 from wancore.nodes.bridge.clips import CLIPS
 from wancore.nodes.bridge.decode import decode_clips
 from wancore.nodes.bridge.decoding import decode_chunks
@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """Where this test's finished segments are."""
     monkeypatch.setattr(segments, "segments_folder", lambda: tmp_path)
     monkeypatch.setattr(clip_run, "segments_folder", lambda: tmp_path)
-    monkeypatch.setattr(segments, "LEAST_FREE", 0)
+    monkeypatch.setattr(kept_files, "LEAST_FREE", 0)
     return tmp_path
 
 
@@ -230,7 +230,7 @@ def test_finished_segments_come_from_the_disk(pair, vae, folder):
 
 def test_a_full_disk_only_costs_the_segments_there(pair, vae, folder, monkeypatch):
     whole = sampled(pair, planned(vae))[0]["samples"]
-    monkeypatch.setattr(segments, "LEAST_FREE", 2**62)
+    monkeypatch.setattr(kept_files, "LEAST_FREE", 2**62)
     assert torch.equal(sampled(pair, planned(vae), graph())[0]["samples"], whole) and not list(folder.iterdir())
 
 

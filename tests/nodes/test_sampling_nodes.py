@@ -23,7 +23,7 @@ from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAd
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from wancore.nodes import official
 from wancore.nodes import sampling as nodes
-from wancore.nodes.bridge import preview, replay, sampling
+from wancore.nodes.bridge import kept_files, preview, sampling
 from wancore.nodes.bridge.facts import DISTILLED
 from wancore.nodes.bridge.progress import Part
 from wancore.wan_core.errors import InputError, WrongModelError
@@ -312,7 +312,7 @@ def custom(guider, seed=4):
 
 def test_a_run_of_the_guider_resumes(pair, shown, tmp_path, monkeypatch):
     """Stopped, and gone on with by a guider made anew, as after a restart."""
-    monkeypatch.setattr(replay, "LEAST_FREE", 0)
+    monkeypatch.setattr(kept_files, "LEAST_FREE", 0)
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     graph = {"7": {"class_type": "WanCoreDualExpertGuider", "inputs": {"high": "a", "low": "b"}}}
     whole = custom(guider_of(pair))

@@ -24,7 +24,7 @@ from .planning import RunPlan
 from .preview import RunReport
 from .progress import ONLY, Part
 from .repair import without_distillation
-from .resume import logged
+from .resume import Logged, logged
 from .schedule import native_sigmas, patched_shift, sampler_object, with_official_timesteps, with_shift
 from .show import send_text, show_on_node
 from .switching import AUTO, SegmentedGuider, why_segmented
@@ -181,20 +181,20 @@ def guider(
     if pair.low is not None:
         text = f"cfg {settings.guidance_high:g} / {settings.guidance_low:g}, shift {settings.shift:g}, "
         text += f"boundary {settings.boundary:g}"
-    text = "\n".join([text, *plan.remarks()])
-    show_on_node(node_id, text)
+    models = pair.high, pair.low
+    kept = Logged(models)
     if graph is not None:
-        told = [settings.shift, integer]
-        models, _ = logged(
-            (pair.high, pair.low),
+        kept = logged(
+            models,
             (positive, negative),
-            told,
+            [settings.shift, integer],
             graph,
             node_id,
             lambda report: send_text(node_id, f"{text}\nsampled{report}"),
         )
-        plan = plan.with_models(*models)
-    return plan.guider(positive, negative)
+    text = "\n".join([text, *plan.remarks(), *kept.remarks])
+    show_on_node(node_id, text)
+    return plan.with_models(*kept.models).guider(positive, negative)
 
 
 def _part(sigmas: Tensor, run: Run) -> Tensor:
@@ -230,12 +230,12 @@ def sample(
     With `graph`, the prompt that is run (API format), it can be resumed.
     """
     _check_conditions(plan.pair, positive, negative)
-    log = None
+    settings, models = plan.settings, (plan.pair.high, plan.pair.low)
+    kept = Logged(models)
     if graph is not None:
-        settings, models = plan.settings, (plan.pair.high, plan.pair.low)
         told = [settings.shift, settings.schedule, settings.solver]
-        models, log = logged(models, (positive, negative), told, graph, node_id)
-        plan = plan.with_models(*models)
+        kept = logged(models, (positive, negative), told, graph, node_id)
+        plan = plan.with_models(*kept.models)
     high = plan.pair.high
     sizes = {name: latent[name] for name in EMPTY_SIZES if name in latent}
     start = comfy.sample.fix_empty_latent_channels(high, latent["samples"], **sizes)
@@ -246,7 +246,7 @@ def sample(
     if run.add_noise:
         noise = comfy.sample.prepare_noise(start, run.seed, latent.get("batch_index"))
     needs = RunPlan.of(plan.pair, start.shape, plan.forwards()) if start.ndim == 5 else None
-    text = plan.text
+    text = "\n".join([plan.text, *kept.remarks])
     if needs is not None:
         text = f"{text}\n{needs.report()}"
         plan = plan.timed(needs.meter)
@@ -266,7 +266,7 @@ def sample(
     )
     if needs is not None:
         needs.learn()
-    report.finish(log.report() if log is not None else "")
+    report.finish(kept.report())
     denoised = high.model.process_latent_out(estimate["x0"].cpu()) if "x0" in estimate else samples
     return {**out, "samples": _stored(samples)}, {**out, "samples": _stored(denoised)}
 

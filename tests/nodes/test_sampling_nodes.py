@@ -327,6 +327,15 @@ def test_a_run_of_the_guider_resumes(pair, shown, tmp_path, monkeypatch):
     assert not torch.equal(custom(guider, seed=5), whole) and shown[-1][1].endswith("\nsampled")
 
 
+def test_a_run_that_cannot_be_resumed_says_so(pair, shown):
+    guider_of(pair, resume=True, prompt={"1": {}})
+    assert shown[-1][1].endswith("\nthis run cannot be resumed: the graph is not known")
+    sampled(pair, steps=2, resume=True, prompt={"1": {}})
+    assert "this run cannot be resumed: the graph is not known" in shown[-1][1].split("\n")
+    sampled(pair, steps=2, prompt={"1": {}})
+    assert "resumed" not in shown[-1][1]
+
+
 class StopHereError(Exception):
     pass
 

@@ -21,7 +21,10 @@ PLACE = """type => {
     const { left, top } = app.canvas.canvas.getBoundingClientRect()
     return [left + x, top + y]
 }"""
-SELECT = "() => { app.canvas.select(app.rootGraph.nodes[0]); app.canvas.onSelectionChange(app.canvas.selected_nodes) }"
+SELECT = """() => {
+    app.canvas.select(app.rootGraph.nodes[0])
+    app.canvas.onSelectionChange?.(app.canvas.selected_nodes)  // newer front ends see it themselves
+}"""
 DRAWN = """title => {
     const help = document.querySelector('.node-help-content')
     return help?.querySelector('h1')?.textContent === title && [...help.querySelectorAll('img')].every(i => i.complete)

@@ -86,7 +86,7 @@ def _is_what_the_front_end_saves(saved: dict[str, Any], title: str) -> None:
     assert host_of(saved)["widgets_values"] == host_of(file)["widgets_values"]
     inner = {node["id"]: node for node in saved["definitions"]["subgraphs"][0]["nodes"]}
     for node in file["definitions"]["subgraphs"][0]["nodes"]:
-        assert inner[node["id"]]["widgets_values"] == node["widgets_values"], node["type"]
+        assert inner[node["id"]].get("widgets_values", []) == node["widgets_values"], node["type"]
         assert inner[node["id"]]["size"] == node["size"], f"{node['type']} is too small for its widgets"
 
 

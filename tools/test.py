@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathlib import Path
 from setup.browser import BROWSERS, chromium
 from setup.comfyui import DEFAULT_VERSION, RELEASES
 from setup.console import Console, SetupError, seconds
-from setup.environment import Prepared, prepare
+from setup.environment import Prepared, prepare, with_front_end
 from setup.places import ROOT, bytecode_in_cache
 
 WORKERS = 4  # at most
@@ -58,6 +58,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=list(RELEASES),
         default=[],
         help=f"test in this ComfyUI too, beside {DEFAULT_VERSION}; may be given several times",
+    )
+    parser.add_argument(
+        "--front-end",
+        action="append",
+        metavar="VERSION",
+        default=[],
+        help="run the browser tests with this front end of ComfyUI too (1.58.1); may be given several times",
     )
     parser.add_argument(
         "--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH") or None, help="test in this folder"
@@ -141,6 +148,7 @@ def main() -> int:
         comfyui = options.comfyui and Path(options.comfyui).expanduser().absolute()
         prepared = prepare(console, comfyui=comfyui, tests=True)
         others = {version: prepare(console, version=version, tests=True) for version in options.comfyui_version}
+        front_ends = {version: with_front_end(prepared, version, console) for version in options.front_end}
     except (SetupError, OSError) as error:
         print(f"Cannot set up: {error}", file=sys.stderr)
         return 1
@@ -148,28 +156,32 @@ def main() -> int:
         print("\nStopped. Run the same command again to go on where it was.", file=sys.stderr)
         return 130
     try:
-        return _run_checks(Checks(prepared, console), prepared, others, options)
+        checks = Checks(prepared, console)
+        selection, left_out = ["-k", options.k] if options.k else [], _left_out(options)
+        if not options.k:
+            _check_sources(checks, prepared)
+        checks.tests("tests", prepared, [*selection, *_marks(left_out)])
+        for version, other in others.items():
+            folders = [folder for folder in HOSTED_TESTS if (ROOT / folder).is_dir()]
+            arguments = [*folders, *selection, *_marks({*left_out, "browser"})]
+            checks.tests(f"tests in ComfyUI {version}", other, arguments)
+        for version, other in front_ends.items():
+            checks.tests(f"tests in front end {version}", other, ["tests/browser", *selection, *_marks(left_out)])
+        return checks.summary()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
 
 
-def _run_checks(checks: Checks, prepared: Prepared, others: Mapping[str, Prepared], options: argparse.Namespace) -> int:
-    if not options.k:
-        checks.command("ruff check", ["-m", "ruff", "check", "."])
-        checks.command("ruff format", ["-m", "ruff", "format", "--check", "."])
-        types = ["-m", "basedpyright", "--project", str(ROOT), "--pythonpath", str(prepared.python)]
-        with ThreadPoolExecutor() as pool:  # each keeps one core busy; the first one is silent unless it fails
-            side_by_side = pool.submit(checks.command, "basedpyright", types)
-            checks.golden()
-            side_by_side.result()
-    selection = ["-k", options.k] if options.k else []
-    left_out = _left_out(options)
-    checks.tests("tests", prepared, [*selection, *_marks(left_out)])
-    for version, other in others.items():
-        folders = [folder for folder in HOSTED_TESTS if (ROOT / folder).is_dir()]
-        checks.tests(f"tests in ComfyUI {version}", other, [*folders, *selection, *_marks({*left_out, "browser"})])
-    return checks.summary()
+def _check_sources(checks: Checks, prepared: Prepared) -> None:
+    """Format, lint, types, and the model's numbers."""
+    checks.command("ruff check", ["-m", "ruff", "check", "."])
+    checks.command("ruff format", ["-m", "ruff", "format", "--check", "."])
+    types = ["-m", "basedpyright", "--project", str(ROOT), "--pythonpath", str(prepared.python)]
+    with ThreadPoolExecutor() as pool:  # each keeps one core busy; the first one is silent unless it fails
+        side_by_side = pool.submit(checks.command, "basedpyright", types)
+        checks.golden()
+        side_by_side.result()
 
 
 def _left_out(options: argparse.Namespace) -> set[str]:

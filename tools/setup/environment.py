@@ -194,6 +194,19 @@ def prepare(
     return Prepared(_complete(main, folder, tests, console).python, folder)
 
 
+def with_front_end(prepared: Prepared, version: str, console: Console) -> Prepared:
+    """The ComfyUI of `prepared` with another front end than the one that it asks for: users update it by itself.
+
+    Raises:
+        SetupError: there is no front end of this version, or no network.
+    """
+    name = f"front-end-{version}-{_short_hash(ENVIRONMENT)}"
+    layer = Environment(cache_folder() / name, console, below=Environment(ENVIRONMENT, console))
+    package = f"comfyui-frontend-package=={version}"
+    layer.ensure([Part("front end", f"Front end {version}", (package,), disk=DISK_FOR_LAYER)])
+    return Prepared(layer.python, prepared.comfyui)
+
+
 def _complete(main: Environment, comfyui: Path, tests: bool, console: Console) -> Environment:
     """The environment with the requirements of this ComfyUI, of the pack, and of the tests."""
     requirements = _files_part("comfyui", f"Packages of ComfyUI {version_of(comfyui)} and of this pack", [

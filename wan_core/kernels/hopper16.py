@@ -31,7 +31,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import eager, hopper
-from .hopper import HEAD, barriers
+from .agreement import HEAD, takes
+from .hopper import barriers
 
 NAME = "hopper"
 NEAR = 0.01  # from the reference, relative: what rounding to bfloat16 makes of it, four times
@@ -165,7 +166,7 @@ def _attention_kernel(
 
 def accepts(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     """True on Hopper for contiguous q, k and v [B, L, heads * 128] in half precision, without gradients."""
-    return all(x.is_contiguous() for x in (q, k, v)) and hopper.takes(q, k, v, heads) and works(q.device)
+    return all(x.is_contiguous() for x in (q, k, v)) and takes(q, k, v, heads) and works(q.device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -29,8 +29,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import attention8, hopper
+from .agreement import HEAD, takes
 from .attention8 import BLOCK
-from .hopper import HEAD, barriers
+from .hopper import barriers
 from .rounding import Rounded, rounded
 
 NAME = "hopper, 8 bits"
@@ -169,7 +170,7 @@ def _attention_kernel(
 
 def accepts(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     """True on Hopper for q, k and v [B, L, heads * 128] of one length in half precision, without gradients."""
-    return q.shape == k.shape == v.shape and hopper.takes(q, k, v, heads) and works(q.device)
+    return q.shape == k.shape == v.shape and takes(q, k, v, heads) and works(q.device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

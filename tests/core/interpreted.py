@@ -13,6 +13,17 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ON_DEVICE = INTERPRETED or torch.cuda.is_available()  # whether programs can run in this process
 
+if INTERPRETED:  # Triton 3.6 makes a number of an array with one value, as the bound of a loop; numpy 2.4 refuses that
+    from triton.runtime import interpreter
+
+    patched = interpreter._patch_lang_tensor
+
+    def _with_bounds(tensor, scope) -> None:
+        patched(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = _with_bounds
+
 
 def run_interpreted(file: str) -> str:
     """Runs a test file in a process that interprets, where every test has to pass; returns what pytest said."""

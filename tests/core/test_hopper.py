@@ -11,7 +11,7 @@ pytest.importorskip("triton.experimental.gluon")
 
 from wancore.wan_core.kernels import hopper8, hopper16
 
-from ..sm90 import NUMBERS, check, machine_code, tokens
+from ..assembled import NUMBERS, check, machine_code, tokens
 
 
 def test_attention_in_8_bits(tmp_path) -> None:
@@ -23,7 +23,7 @@ def test_attention_in_8_bits(tmp_path) -> None:
     types |= dict.fromkeys(("q_scale", "k_scale", "v_scale", "v_mean"), "*fp32") | {"out": "*bf16"}
     constants = {"KEYS": hopper8.BLOCK, "HEAD": hopper8.HEAD, "QUERIES": hopper8.QUERIES, "STAGES": hopper8.STAGES}
     code = machine_code(hopper8._attention_kernel, types, constants, tmp_path)
-    check(code, products=3 * 8, spills=12)  # in the mask of the last tile
+    check(code, products=3 * 8, spilled=12)  # in the mask of the last tile
     assert {name.split(".")[0] for name in code if "GMMA" in name} == {"IGMMA", "QGMMA"}  # int8, float8
 
 
@@ -32,4 +32,4 @@ def test_exact_attention(tmp_path) -> None:
     types |= {name: tokens("bf16", hopper16.KEYS, bits=16) for name in ("k", "v")}
     constants = {"KEYS": hopper16.KEYS, "HEAD": hopper16.HEAD, "QUERIES": hopper16.QUERIES, "STAGES": hopper16.STAGES}
     code = machine_code(hopper16._attention_kernel, types, constants, tmp_path)
-    check(code, products=3 * 2 * 16, spills=0)  # three warpgroups, the first tile and the loop
+    check(code, products=3 * 2 * 16, spilled=0)  # three warpgroups, the first tile and the loop

@@ -1,8 +1,8 @@
-"""Attention in 8 bits, in plain PyTorch: what is rounded and how, and the reference of the fused kernel (hopper8.py).
+"""Attention in 8 bits, in plain PyTorch: what is rounded and how, and the reference of hopper8.py and ampere8.py.
 
-Queries and keys become int8, probabilities and values float8 e4m3; every sum is float32. Keys go in less their mean
-over the tokens, which softmax does not see, and values less theirs, which comes back at the end: what all tokens share
-would use up the 8 bits. One scale to a query and head, to a block of keys and head, to a channel of the values.
+Queries and keys become int8, probabilities and values float8 e4m3 or float16. Keys go in less their mean over the
+tokens, which softmax does not see, and values less theirs, which comes back at the end: what all tokens share would use
+up the 8 bits. One scale to a query and head, to a block of keys and head, to a channel of the values.
 Source: Zhang et al., "SageAttention2", arXiv 2411.10958, sections 3.1 and 3.2.
 B batch, L tokens, H heads of d values.
 """
@@ -21,6 +21,7 @@ BLOCK = 128  # keys under one scale, and in one step of the kernel
 STEPS = 127.0  # of int8
 SAMPLE = 2048  # tokens that means and scales of channels are taken from
 HEADROOM = 7.0  # values may be so much larger than the largest of the sample; e4m3 is as fine 7 times below its end
+LIFT = LARGEST / HEADROOM  # a probability of one in float16, which is coarse below 6e-5; values are lowered by as much
 
 
 @dataclass(frozen=True)
@@ -50,26 +51,30 @@ def to_steps(x: Tensor, scale: Tensor) -> Tensor:
     return torch.where(x < 0, x - 0.5, x + 0.5).trunc()
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over [B, L, H * d] with everything rounded as in the kernel -> [B, L, H * d]."""
+def reference(q: Tensor, k: Tensor, v: Tensor, heads: int, values: torch.dtype = FLOAT8) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over [B, L, H * d] with everything rounded as in the kernels -> [B, L, H * d].
+
+    Probabilities and `values` are float8 e4m3 or float16; every sum is float32 here.
+    """
     about = channels(k, v, heads)
     dtype, length = q.dtype, k.shape[1]
     q, k, v = (x.float().unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, H, L, d]
     q_scale = q.abs().amax(-1, keepdim=True).clamp(min=SMALLEST) / STEPS
     q, factor = to_steps(q, q_scale), q_scale * q.shape[-1] ** -0.5
     k = k - about.k_mean.unsqueeze(2)
-    v_scale, v_mean = about.v_scale.unsqueeze(2), about.v_mean.unsqueeze(2)
-    v = ((v - v_mean) * (1.0 / v_scale)).clamp(-LARGEST, LARGEST).to(FLOAT8).float()
+    lowered, full, limit = (1.0, LARGEST, LARGEST) if values == FLOAT8 else (LIFT, LIFT, HEADROOM)
+    v_scale, v_mean = about.v_scale.unsqueeze(2) * lowered, about.v_mean.unsqueeze(2)
+    v = ((v - v_mean) * (1.0 / v_scale)).clamp(-limit, limit).to(values).float()
     top = torch.full_like(factor, -torch.inf)
     total, out = torch.zeros_like(factor), torch.zeros_like(q)
     for start in range(0, length, BLOCK):  # the largest score so far decides what a probability is rounded to
-        keys, values = k[:, :, start : start + BLOCK], v[:, :, start : start + BLOCK]
+        keys, added = k[:, :, start : start + BLOCK], v[:, :, start : start + BLOCK]
         k_scale = keys.abs().amax((2, 3), keepdim=True).clamp(min=SMALLEST) / STEPS
         scores = q @ to_steps(keys, k_scale).transpose(2, 3) * (factor * k_scale)
         highest = torch.maximum(top, scores.amax(-1, keepdim=True))
-        shrink, p = (top - highest).exp(), (scores - highest).exp() * LARGEST
+        shrink, p = (top - highest).exp(), (scores - highest).exp() * full
         total = total * shrink + p.sum(-1, keepdim=True)
-        out = out * shrink + p.to(FLOAT8).float() @ values
+        out = out * shrink + p.to(values).float() @ added
         top = highest
     return (out / total * v_scale + v_mean).transpose(1, 2).flatten(2).to(dtype)
 

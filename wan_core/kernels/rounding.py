@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import attention8
 from .attention8 import BLOCK, Channels, channels, padded
 from .fused import STORED
 from .rows8 import FLOAT8
@@ -22,6 +23,7 @@ from .rows8 import FLOAT8
 LARGEST = tl.constexpr(448.0)  # of float8 e4m3
 SMALLEST = tl.constexpr(1e-12)  # scale of a row of zeros
 STEPS = tl.constexpr(127.0)  # of int8
+LOWERED, LIMIT = tl.constexpr(attention8.LIFT), tl.constexpr(attention8.HEADROOM)  # of values in float16
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Rounded:
     q_scale: Tensor  # [B, H, L]
     k: Tensor  # [B, L, H * d] int8
     k_scale: Tensor  # [B, H, blocks of keys]
-    v: Tensor  # [B, H, d, whole blocks] float8, see attention8.values_in_order
+    v: Tensor  # [B, H, d, whole blocks] float8, see attention8.values_in_order; or [B, L, H * d] float16
     about: Channels
 
 
@@ -80,20 +82,39 @@ def _values_kernel(
     tl.store(target, value.to(out.dtype.element_ty))
 
 
-def rounded(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Rounded:
-    """Rounds q, k and v [B, L, H * d], in rows without gaps."""
+@triton.jit
+def _halves_kernel(x, mean, scales, out, length, heads, x_batch, x_token, D: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK tokens of one head, less `mean` over `scales`, to float16; `out` may lie where `x` does."""
+    block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    rows, columns = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    inside, channel = (rows < length)[:, None], (batch * heads + head) * D + columns
+    place = batch * x_batch + rows.to(tl.int64)[:, None] * x_token + head * D + columns[None, :]
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - tl.load(mean + channel)[None, :]
+    value = value * (1.0 / (tl.load(scales + channel) * LOWERED))[None, :]
+    tl.store(out + place, tl.minimum(tl.maximum(value, -LIMIT), LIMIT).to(tl.float16), mask=inside)
+
+
+def rounded(q: Tensor, k: Tensor, v: Tensor, heads: int, halves: Tensor | None = None) -> Rounded:
+    """Rounds q, k and v [B, L, H * d], in rows without gaps; values to float8, or to `halves` in float16.
+
+    `halves` has the shape and strides of `v`, and may be its memory.
+    """
     about = channels(k, v, heads)
+    about = Channels(about.k_mean.contiguous(), about.v_mean.contiguous(), about.v_scale.contiguous())
     batch, length, width = q.shape
-    size, blocks, whole = width // heads, padded(length) // BLOCK, padded(length)
+    size, blocks = width // heads, padded(length) // BLOCK
     q8, k8 = (torch.empty(batch, length, width, dtype=torch.int8, device=q.device) for _ in range(2))
-    v8 = torch.empty(batch, heads, size, whole, dtype=STORED, device=q.device)
     q_scale = torch.empty(batch, heads, length, device=q.device)
     k_scale = torch.empty(batch, heads, blocks, device=q.device)
     grid, sizes = (blocks, heads, batch), {"D": size, "BLOCK": BLOCK, "num_warps": 8}
-    k_mean, v_mean, v_scale = (x.contiguous() for x in (about.k_mean, about.v_mean, about.v_scale))
     for x, out, scale, together in ((q, q8, q_scale, False), (k, k8, k_scale, True)):
         _tokens_kernel[grid](
-            x, k_mean, out, scale, length, heads, x.stride(0), x.stride(1), TOGETHER=together, **sizes
+            x, about.k_mean, out, scale, length, heads, x.stride(0), x.stride(1), TOGETHER=together, **sizes
         )  # fmt: skip
-    _values_kernel[grid](v, v_mean, v_scale, v8, length, whole, heads, v.stride(0), v.stride(1), **sizes)
-    return Rounded(q8, q_scale, k8, k_scale, v8.to(FLOAT8), Channels(k_mean, v_mean, v_scale))
+    common = about.v_mean, about.v_scale
+    if halves is not None:
+        _halves_kernel[grid](v, *common, halves, length, heads, v.stride(0), v.stride(1), **sizes)
+        return Rounded(q8, q_scale, k8, k_scale, halves, about)
+    v8 = torch.empty(batch, heads, size, padded(length), dtype=STORED, device=q.device)
+    _values_kernel[grid](v, *common, v8, length, padded(length), heads, v.stride(0), v.stride(1), **sizes)
+    return Rounded(q8, q_scale, k8, k_scale, v8.to(FLOAT8), about)

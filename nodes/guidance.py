@@ -119,8 +119,8 @@ class WanCoreAttention8(io.ComfyNode):
             node_id="WanCoreAttention8",
             display_name="Wan 8-bit Attention",
             category="WanCore/sampling",
-            description="Computes the self-attention in 8 bits, which makes steps shorter on cards with a kernel for "
-            "it (Hopper) and changes the clip slightly; on other cards it stays exact. The node says which it is.",
+            description="Computes the self-attention in 8 bits, which makes steps shorter and changes the clip "
+            "slightly, on cards from RTX 30 on; on others it stays exact. The node says which it is.",
             search_aliases=["sage attention", "fp8 attention", "int8 attention", "faster"],
             inputs=[
                 io.Model.Input("high", tooltip="The high-noise expert, or the only model."),

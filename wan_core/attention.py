@@ -2,7 +2,8 @@
 
 A kernel is an entry of `KERNELS` with the limits that it declares. Where several are installed and accept, a short
 measured probe picks the fastest, once per place; PyTorch's own choice takes everything. All of them compute the same
-sums; lossy ones never enter by themselves. A host's choice (`Hooks.attention`) goes before this table.
+sums; those in 8 bits are taken where a place asks for them alone. A host's choice (`Hooks.attention`) goes before this
+table.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .kernels.eager import attention as torch_attention
 
+try:
+    from .kernels import ampere8
+except ImportError:  # no Triton
+    ampere8 = None
 try:
     from .kernels import hopper8, hopper16
 except ImportError:  # no Triton, or one without Gluon
@@ -44,6 +49,7 @@ class Place:
     heads: int = 1
     queries: int = PROBE_TOKENS  # tokens, rounded up to a power of two and cut at PROBE_TOKENS
     keys: int = PROBE_TOKENS
+    eight_bits: bool = False  # whether kernels that round to 8 bits are welcome
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,11 @@ def _works_on_hopper(device: torch.device) -> bool:
     return hopper16 is not None and hopper16.works(device)
 
 
+def _ampere(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    assert ampere8 is not None
+    return ampere8.attention_using_up(q, k, v, heads)
+
+
 def _has_flash_attention_4() -> bool:
     if find_spec("flash_attn") is None:
         return False
@@ -139,6 +150,7 @@ KERNELS = (
     Kernel("flash", partial(_one_of_torch, SDPBackend.FLASH_ATTENTION), capability=(8, 0), dtypes=HALF),
     TORCH,
 )
+EIGHT_BITS = Kernel("8 bits", _ampere, lambda: ampere8 is not None, ("cuda",), HALF, (128,))
 
 
 def choose(place: Place, kernels: tuple[Kernel, ...] = KERNELS) -> Kernel:
@@ -229,14 +241,19 @@ _REFUSED: dict[str, str] = {}  # kernels that are installed and failed, and how
 def _chosen(place: Place) -> Kernel:
     kernel = _CHOSEN.get(place)
     if kernel is None:
-        kernel = _CHOSEN[place] = _agreed(place) or choose(place, KERNELS)
+        kernel = _CHOSEN[place] = _agreed(place) or choose(place, _table(place))
         logging.debug("attention: %s for %s", kernel.name, place)
     return kernel
 
 
+def _table(place: Place) -> tuple[Kernel, ...]:
+    """The kernels among which one is chosen: those in 8 bits stand against the one that is exact."""
+    return (EIGHT_BITS, _chosen(replace(place, eight_bits=False))) if place.eight_bits else KERNELS
+
+
 def _agreed(place: Place) -> Kernel | None:
     """The kernel that another process took, where it works in this one."""
-    for kernel in _fit(place, KERNELS):
+    for kernel in _fit(place, _table(place)):
         if kernel.name == _AGREED.get(str(place)):
             works = place.device.type != "cuda" or _works(kernel, _call(place))
             return kernel if works else None
@@ -272,18 +289,27 @@ def _rounded(tokens: int) -> int:
     return min(PROBE_TOKENS, 1 << (tokens - 1).bit_length())
 
 
+def _place(q: Tensor, k: Tensor, heads: int) -> Place:
+    head_dim, lengths = q.shape[2] // heads, (_rounded(q.shape[1]), _rounded(k.shape[1]))
+    if q.device.type != "cuda":
+        lengths = (PROBE_TOKENS, PROBE_TOKENS)  # nothing is measured: one entry serves every length
+    return Place(q.device, q.dtype, head_dim, heads, *lengths)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over q [B, Lq, heads * d], k and v [B, Lk, heads * d] -> [B, Lq, heads * d]."""
     if torch.compiler.is_compiling():  # a probe cannot be traced
         return torch_attention(q, k, v, heads)
-    head_dim, lengths = q.shape[2] // heads, (_rounded(q.shape[1]), _rounded(k.shape[1]))
-    if q.device.type != "cuda":
-        lengths = (PROBE_TOKENS, PROBE_TOKENS)  # nothing is measured: one entry serves every length
-    return _chosen(Place(q.device, q.dtype, head_dim, heads, *lengths)).run(q, k, v, heads)
+    return _chosen(_place(q, k, heads)).run(q, k, v, heads)
 
 
 def attention_in_8_bits(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """As `attention`, with everything rounded as kernels/attention8.py says where a kernel does it, exact elsewhere."""
+    """As `attention`, rounded as kernels/attention8.py says where a kernel does it and is faster, exact elsewhere.
+
+    `v` may be used up: it is worth nothing afterwards.
+    """
     if hopper8 is not None and hopper8.accepts(q, k, v, heads):
         return hopper8.attention(q, k, v, heads)
+    if ampere8 is not None and ampere8.accepts(q, k, v, heads):
+        return _chosen(replace(_place(q, k, heads), eight_bits=True)).run(q, k, v, heads)
     return attention(q, k, v, heads)

@@ -60,6 +60,10 @@ def _least(major: int, minor: int) -> Callable[[Card], bool]:
     return lambda card: card.capability is not None and card.capability >= (major, minor)
 
 
+def _of_major(*majors: int) -> Callable[[Card], bool]:
+    return lambda card: card.capability is not None and card.capability[0] in majors
+
+
 FLOAT8_LINEAR = (
     Rule(lambda card: card.capability is None, Path(DECODED, "no NVIDIA GPU: weights are decoded for each layer")),
     Rule(
@@ -77,9 +81,10 @@ FLOAT8_LINEAR = (
 
 ATTENTION_IN_8_BITS = (
     Rule(lambda card: card.capability is None, Path(EXACT, "no NVIDIA GPU")),
-    Rule(lambda card: not card.triton, Path(EXACT, "the kernel needs Triton")),
-    Rule(lambda card: card.capability != (9, 0), Path(EXACT, "the kernel is written for sm_90")),
-    Rule(lambda card: True, Path(INT8, "int8 queries and keys, float8 values")),
+    Rule(lambda card: not card.triton, Path(EXACT, "the kernels need Triton")),
+    Rule(lambda card: card.capability == (9, 0), Path(INT8, "int8 queries and keys, float8 values")),
+    Rule(_of_major(8, 9, 12), Path(INT8, "int8 queries and keys, float16 values, where that is faster than exact")),
+    Rule(lambda card: True, Path(EXACT, "the kernels are written for sm_80 to sm_90 and sm_120")),
 )
 
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from wancore.wan_core import attention as module
-from wancore.wan_core.attention import KERNELS, TORCH, Kernel, Place, agree, attention, choices, choose, torch_attention
+from wancore.wan_core.attention import (
+    KERNELS,
+    TORCH,
+    Kernel,
+    Place,
+    agree,
+    attention,
+    attention_in_8_bits,
+    choices,
+    choose,
+    torch_attention,
+)
 
 
 def test_the_first_kernel_that_is_there_and_accepts_the_place_is_taken():
@@ -123,3 +135,20 @@ def test_a_choice_can_be_carried_to_another_process(monkeypatch):
     monkeypatch.setattr(module, "KERNELS", (rounds, replace(TORCH, installed=lambda: False)))
     in_a_new_process()
     assert torch.equal(attention(q, k, v, 2), rounded)
+
+
+@pytest.mark.parametrize("fastest", ["8 bits", "torch"])
+def test_8_bits_stand_against_what_is_exact(fastest: str, monkeypatch):
+    """The faster one is taken, of its place alone, and each is remembered for other processes."""
+    q, k, v = torch.randn(3, 1, 5, 16).unbind(0)
+    exact = attention(q, k, v, 2)
+    rounds = Kernel("8 bits", lambda *args: TORCH.run(*args).bfloat16().float())
+    monkeypatch.setattr(module, "EIGHT_BITS", rounds)
+    monkeypatch.setattr(module, "ampere8", SimpleNamespace(accepts=lambda q, k, v, heads: q.shape == k.shape))
+    monkeypatch.setattr(module, "_CHOSEN", {})
+    names = (fastest, "torch")
+    monkeypatch.setattr(module, "choose", lambda place, kernels: next(k for k in kernels if k.name in names))
+    assert torch.equal(attention_in_8_bits(q, k, v, 2), exact) == (fastest == "torch")
+    assert torch.equal(attention(q, k, v, 2), exact)
+    assert sorted(choices().values()) == sorted(names)
+    assert torch.equal(attention_in_8_bits(q[:, :2], k, v, 2), attention(q[:, :2], k, v, 2)), "not one length"

@@ -31,10 +31,13 @@ def test_float8_linear(card: Card, expected: str) -> None:
     ("card", "expected"),
     [
         (Card(None), "exact"),
-        (Card((8, 9), 24), "exact"),
+        (Card((7, 5), 8), "exact"),
+        (Card((8, 6), 12), "int8"),
+        (Card((8, 9), 24), "int8"),
+        (Card((8, 9), 24, triton=False), "exact"),
         (Card((9, 0), 141), "int8"),
-        (Card((9, 0), 141, triton=False), "exact"),
-        (Card((12, 0), 32), "exact"),
+        (Card((10, 0), 180), "exact"),
+        (Card((12, 0), 32), "int8"),
     ],
 )
 def test_attention_in_8_bits(card: Card, expected: str) -> None:

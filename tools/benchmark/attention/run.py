@@ -24,7 +24,8 @@ from .child import AWKWARD, CLIPS, SMOKE_AWKWARD, SMOKE_CLIPS, Row, Shape
 SCRIPT = Path(__file__).parents[2] / "bench_attention.py"
 START = 180.0  # seconds until a process has imported PyTorch, at most
 GRACE = 30.0  # seconds that the driver may take to end a process
-SOURCES = {kernel.name: kernel.name for kernel in KERNELS} | {"hopper8": f"{kernels.__name__}.hopper8"}
+SOURCES = {kernel.name: kernel.name for kernel in KERNELS}
+SOURCES |= {name: f"{kernels.__name__}.{name}" for name in ("hopper8", "ampere8")}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -10,6 +10,7 @@ from typing import Any
 
 COMFYUI = (0, 24, 0)  # first version whose operations, mixed precision and node API the pack needs
 TORCH = (2, 4, 0)  # first version with RMS norm
+PYTORCHS_OWN = "use_pytorch_cross_attention"  # of the flags that choose an attention, which differ between versions
 
 
 def missing_requirement() -> str | None:
@@ -64,9 +65,7 @@ def attention_is_chosen() -> bool:
     import comfy.model_management as management
     from comfy.cli_args import args
 
-    enabled = ("sage_attention_enabled", "flash_attention_enabled", "xformers_enabled")
-    if any(getattr(management, name, lambda: False)() for name in enabled):
+    flags = [name for name, given in vars(args).items() if given and re.fullmatch(r"use_\w+_attention", name)]
+    if set(flags) - {PYTORCHS_OWN} or management.xformers_enabled():
         return True
-    if management.is_device_cpu(management.get_torch_device()):
-        return any(getattr(args, f"use_{name}_cross_attention", False) for name in ("split", "quad"))
-    return not management.pytorch_attention_enabled()
+    return not (management.is_device_cpu(management.get_torch_device()) or management.pytorch_attention_enabled())

@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import wancore
 from wancore.nodes.bridge import host
 
 from ..comfy_host import import_comfy
 
 import_comfy()
+
+import comfy.cli_args
+import comfy.model_management
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,3 +81,34 @@ def test_asking_imports_no_node_and_nothing_of_comfyui(tmp_path):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert out.stdout.startswith("ComfyUI 0.18.2 is too old")
+
+
+@pytest.mark.parametrize(
+    ("flag", "chosen"),
+    [
+        (None, False),
+        ("use_pytorch_cross_attention", False),
+        ("use_sage_attention", True),
+        ("use_quad_cross_attention", True),
+        ("use_ck_attention", True),  # of later versions
+        ("force_upcast_attention", False),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_flag_chooses_the_attention(device: str, flag: str | None, chosen: bool, monkeypatch) -> None:
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device(device))
+    monkeypatch.setattr(comfy.model_management, "pytorch_attention_enabled", lambda: device == "cuda")
+    if flag is not None:
+        monkeypatch.setattr(comfy.cli_args.args, flag, True, raising=False)
+    assert host.attention_is_chosen() == chosen
+
+
+def test_another_attention_that_the_device_gets_is_kept(monkeypatch) -> None:
+    """xformers where it is installed; split attention where PyTorch's is off."""
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(comfy.model_management, "pytorch_attention_enabled", lambda: False)
+    assert host.attention_is_chosen()
+    monkeypatch.setattr(comfy.model_management, "pytorch_attention_enabled", lambda: True)
+    assert not host.attention_is_chosen()
+    monkeypatch.setattr(comfy.model_management, "xformers_enabled", lambda: True)
+    assert host.attention_is_chosen()

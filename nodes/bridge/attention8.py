@@ -33,9 +33,13 @@ def with_attention8(model: Any, name: str = "model") -> Any:
     return clone
 
 
-def report() -> str:
+def is_on(options: dict[str, Any]) -> bool:
+    """Whether transformer options have the option, on a machine that has a kernel for it."""
+    return bool(options.get(OPTION)) and path().name == paths.INT8
+
+
+def path() -> paths.Path:
     """What the option comes to on this machine."""
     if host.attention_is_chosen():
-        return "exact: ComfyUI was started with an attention of its own choice, which goes first"
-    path = paths.attention_in_8_bits(paths.card_of(comfy.model_management.get_torch_device()))
-    return f"{path.name}: {path.why}"
+        return paths.Path(paths.EXACT, "ComfyUI was started with an attention of its own choice, which goes first")
+    return paths.attention_in_8_bits(paths.card_of(comfy.model_management.get_torch_device()))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...wan_core.hooks import Recovery
 from ...wan_core.planner.memory import IN_FLIGHT, residence, tokens_of
-from . import leftovers
+from . import attention8, leftovers
 from .pins import size_of
 
 OPTION = "wan_core_sparing"  # in the options of a call: activations are to take little, as weights come and go
@@ -42,7 +42,7 @@ def settled(model: Any, options: dict[str, Any], x: Tensor) -> dict[str, Any]:
     if patcher is None or x.device.type != "cuda":
         return options
     if model not in _SPARING:
-        _SPARING[model] = _settle(patcher, x)
+        _SPARING[model] = _settle(patcher, x, options)
     return {**options, OPTION: True} if _SPARING[model] else options
 
 
@@ -111,15 +111,16 @@ def _clear(model: Any) -> None:
     logging.info("Wan: memory of the GPU ran out; all weights come anew for every block from here on")
 
 
-def _settle(patcher: Any, x: Tensor) -> bool:
-    """Gives the weights their places; returns whether activations are to be sparing."""
+def _settle(patcher: Any, x: Tensor, options: dict[str, Any]) -> bool:
+    """Gives the weights their places beside such a call; returns whether activations are to be sparing."""
     vbar = _vbar(patcher)
     if vbar is None:
         return patcher.loaded_size() < patcher.model_size()
     network = patcher.model.diffusion_model
     tokens = len(x) * tokens_of(network.config, *x.shape[2:])
     fetched = IN_FLIGHT * max(size_of(block) for block in network.blocks)
-    stay = residence(network.config, tokens, size=vbar.offset, fetched=fetched, free=reachable(patcher))
+    sizes = {"size": vbar.offset, "fetched": fetched, "free": reachable(patcher)}
+    stay = residence(network.config, tokens, **sizes, eight_bits=attention8.is_on(options))
     _make_room(patcher, stay.weights + stay.working)
     if stay.weights < vbar.offset:
         vbar.set_watermark(int(stay.weights))

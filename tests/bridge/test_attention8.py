@@ -10,9 +10,11 @@ from ..comfy_host import import_comfy
 import_comfy()
 
 from safetensors.torch import save_file
-from wancore.nodes.bridge.attention8 import report, with_attention8
+from wancore.nodes.bridge import host
+from wancore.nodes.bridge.attention8 import OPTION, is_on, path, with_attention8
 from wancore.nodes.bridge.hooks import hooks_of
 from wancore.nodes.bridge.model import load_model
+from wancore.wan_core import paths
 from wancore.wan_core.attention import attention_in_8_bits, torch_attention
 from wancore.wan_core.errors import InputError
 
@@ -35,5 +37,12 @@ def test_a_native_model_is_refused() -> None:
 
 def test_exact_without_a_kernel() -> None:
     q, k, v = torch.randn(3, 1, 40, 256, generator=torch.Generator().manual_seed(0)).unbind(0)
-    assert report().startswith("exact")
+    assert path().name == "exact" and not is_on({OPTION: True})
     assert torch.equal(attention_in_8_bits(q, k, v, 2), torch_attention(q, k, v, 2))
+
+
+def test_a_flag_that_chooses_an_attention_goes_first(monkeypatch) -> None:
+    monkeypatch.setenv(paths.OVERRIDE, "8.6:12")
+    assert path().name == "int8" and is_on({OPTION: True}) and not is_on({})
+    monkeypatch.setattr(host, "attention_is_chosen", lambda: True)
+    assert path().name == "exact" and "goes first" in path().why and not is_on({OPTION: True})

@@ -178,6 +178,20 @@ def test_a_run_is_timed_within_a_tenth_after_one_calibration(row, files):
     assert found.sampling == pytest.approx(sum(row["seconds"]), rel=0.1)
 
 
+def test_attention_in_8_bits_is_a_kind_of_its_own(files):
+    """It takes less time and more memory, and what is learned from a run with it is not said of one without."""
+    part, machine = files["t2v_A14B_expert", "fp8"], Machine(H200, 8 * GIB, 64 * GIB, 1000.0)
+    runs = [Run(part, CLIP, part, forwards=(2, 2), eight_bits=eight_bits) for eight_bits in (False, True)]
+    exact, rounded = (plan(run, machine, pace.Pace({})) for run in runs)
+    assert exact.forward == pytest.approx(1.99, rel=0.05) and rounded.forward == pytest.approx(1.73, rel=0.05)
+    tokens = 32_760 * 5120 * 2
+    assert rounded.vram - exact.vram == pytest.approx(1.5 * tokens)  # int8 queries and keys, float8 values
+    assert rounded.sent > exact.sent
+    learned = pace.Pace({}).learned(what(part.checkpoint, True), 1.0, expected(part.checkpoint, CLIP, H200, True))
+    exact, rounded = (plan(run, machine, learned) for run in runs)
+    assert rounded.measured and rounded.forward == pytest.approx(1.0) and not exact.measured
+
+
 def test_what_lies_on_the_gpu_is_not_waited_for(files):
     part, machine = files["t2v_A14B_expert", "fp8"], Machine(H200, 100 * GIB, 64 * GIB, 10.0)
     streamed = part.weights.streamed

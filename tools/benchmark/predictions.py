@@ -22,16 +22,17 @@ def work(workload: Forward) -> pace.Work:
     return pace.work(config, frames * (rows // 2) * (columns // 2))
 
 
-def seconds(workload: Forward, card: str, *, float8: bool) -> float:
-    """One forward with the weights at hand; streaming them hides behind it at the lengths of a clip."""
-    return work(workload).seconds(pace.CARDS[card], float8=float8)
+def seconds(workload: Forward, card: str, *, float8: bool, eight_bits: bool = False) -> float:
+    """One forward with the weights at hand, `eight_bits` of the attention; at the lengths of a clip streaming hides."""
+    return work(workload).seconds(pace.CARDS[card], float8=float8, eight_bits=eight_bits)
 
 
 def markdown(workloads: dict[str, Forward]) -> str:
     """The table, which says that it is one of predictions."""
     names = [workload.name for workload in workloads.values()]
     attention = "PyTorch's attention (H200: the pack's own kernel)"
-    lines = [f"Predictions, not measured: seconds per forward, bf16 / fp8 files, {attention}", ""]
+    files = "bf16 / fp8 files / fp8 files with Wan 8-bit Attention"
+    lines = [f"Predictions, not measured: seconds per forward, {files}, {attention}", ""]
     lines += [f"| card | {' | '.join(names)} |", f"|{'---|' * (1 + len(names))}"]
     lines += [f"| {card} | {' | '.join(_cells(workloads, card))} |" for card in SHOWN]
     return "\n".join(lines)
@@ -39,5 +40,6 @@ def markdown(workloads: dict[str, Forward]) -> str:
 
 def _cells(workloads: dict[str, Forward], card: str) -> Iterator[str]:
     for workload in workloads.values():
-        both = (seconds(workload, card, float8=float8) for float8 in (False, True))
-        yield " / ".join(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in both)
+        ways = ((False, False), (True, False), (True, True))
+        found = (seconds(workload, card, float8=float8, eight_bits=eight_bits) for float8, eight_bits in ways)
+        yield " / ".join(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in found)

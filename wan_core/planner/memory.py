@@ -32,6 +32,7 @@ FETCHED = 1.5  # blocks that have to be there: where room is short, only a part 
 FIXED = 0.1 * GIB  # of a forward, whatever the clip: workspaces, time embedding
 HELD = 3.85  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
 HELD_SPARING = 5.05  # where the feed-forward takes its tokens in parts: in the attention, its result among them
+HELD_EIGHT_BITS = 1.5  # queries, keys and values once more, where the attention takes them in 8 bits
 HELD_MORE = {"vace_dim": 2.7, "audio_dim": 2.5, "pose_dim": 2.6}  # for what adapters add to the blocks
 GAPS = 0.75  # more that fit into no gap of PyTorch's memory
 LATENTS = 12  # in float32: noise, conditionings, both prompts' answers, those that the solver remembers
@@ -155,12 +156,16 @@ class Phase:
     canvas: float = 0.0  # RAM that these are joined in
 
 
-def activations(config: TransformerConfig, tokens: int, *, sparing: bool, gaps: float = 0.0) -> float:
+def activations(
+    config: TransformerConfig, tokens: int, *, sparing: bool, gaps: float = 0.0, eight_bits: bool = False
+) -> float:
     """Bytes of a batch's tokens at the fullest moment of a block; sparing: the feed-forward takes them in parts.
 
-    `gaps` are counted in tensors of all tokens.
+    `gaps` are counted in tensors of all tokens; `eight_bits`: the attention is computed in them.
     """
-    held = HELD_SPARING if sparing else HELD + config.ffn_dim / config.dim
+    held = HELD_SPARING + HELD_EIGHT_BITS * eight_bits
+    if not sparing:
+        held = max(held, HELD + config.ffn_dim / config.dim)
     held += sum(more for size, more in HELD_MORE.items() if getattr(config, size))
     return FIXED + (held + gaps) * tokens * config.dim * HALF
 
@@ -179,22 +184,25 @@ class Residence:
     sparing: bool  # whether activations are to take less, so that more weights stay
 
 
-def residence(config: TransformerConfig, tokens: int, *, size: float, fetched: float, free: float) -> Residence:
+def residence(
+    config: TransformerConfig, tokens: int, *, size: float, fetched: float, free: float, eight_bits: bool = False
+) -> Residence:
     """How many of `size` bytes of weights stay where `free` bytes are there for them and all that works with them.
 
     `fetched` bytes are those that are on their way for the blocks that compute and come next.
     """
-    working = ROOM_FIXED + ROOM * activations(config, tokens, sparing=False)
+    working = ROOM_FIXED + ROOM * activations(config, tokens, sparing=False, eight_bits=eight_bits)
     if size + working <= free:
         return Residence(size, working, sparing=False)
-    working = ROOM_FIXED + ROOM_SPARING * activations(config, tokens, sparing=True) + fetched
+    working = ROOM_FIXED + ROOM_SPARING * activations(config, tokens, sparing=True, eight_bits=eight_bits) + fetched
     return Residence(min(size, max(0.0, free - working)), working, sparing=True)
 
 
-def sampling(model: Part, clip: Clip) -> Phase:
-    """The forwards of one expert, one prompt after the other."""
+def sampling(model: Part, clip: Clip, eight_bits: bool = False) -> Phase:
+    """The forwards of one expert, one prompt after the other; `eight_bits` of the attention."""
     tokens, weights = clip.tokens(model.config) * clip.batch, model.weights
-    working = activations(model.config, tokens, sparing=True, gaps=GAPS) + latents(model.config, tokens)
+    working = activations(model.config, tokens, sparing=True, gaps=GAPS, eight_bits=eight_bits)
+    working += latents(model.config, tokens)
     if model.checkpoint.in_blocks:
         working += DECODED * weights.decoded
     needed = CONTEXT + BESIDE + weights.kept + FETCHED * weights.fetched + working
@@ -255,12 +263,13 @@ def phases(
     text_encoder: Part | None = None,
     vae_file: Part | None = None,
     encode: bool = False,
+    eight_bits: bool = False,
 ) -> tuple[Phase, ...]:
     """All phases of a run, in order."""
     found = [text_encode(text_encoder)] if text_encoder else []
     around = list(vae(vae_file, clip, encode=encode)) if vae_file else []
     found += around[:-1]
-    found += [sampling(expert, clip) for expert in (high, low) if expert is not None]
+    found += [sampling(expert, clip, eight_bits) for expert in (high, low) if expert is not None]
     beside = vae_file.weights.total if vae_file else 0.0  # a VAE's weights are copied, those of the others mapped
     return tuple(replace(phase, ram=phase.ram + beside) for phase in (*found, *around[-1:]))
 
@@ -275,12 +284,13 @@ def least_ram(found: tuple[Phase, ...], vram: float = 0.0) -> float:
     return max(phase.ram + (phase.canvas if 0 < vram < phase.whole else 0.0) for phase in found)
 
 
-def transfer(model: Part, clip: Clip, vram: float) -> float:
+def transfer(model: Part, clip: Clip, vram: float, eight_bits: bool = False) -> float:
     """Bytes that go to the GPU in each forward from the second on, with so many bytes of the card free at the start.
 
     In the first one all of them go there but those that still lie there.
     """
     weights, tokens = model.weights, clip.tokens(model.config) * clip.batch
     free = vram - CONTEXT - EDGES - weights.kept
-    stay = residence(model.config, tokens, size=weights.streamed, fetched=IN_FLIGHT * weights.fetched, free=free)
-    return weights.streamed - stay.weights
+    size, fetched = weights.streamed, IN_FLIGHT * weights.fetched
+    stay = residence(model.config, tokens, size=size, fetched=fetched, free=free, eight_bits=eight_bits)
+    return size - stay.weights

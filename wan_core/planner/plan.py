@@ -9,7 +9,7 @@ from . import memory, pace
 from .memory import GIB, Clip, Part, Phase
 
 WAITED = 0.1  # share of its transfers that the first forward of an expert waits for; measured: 0.05 to 0.2
-UNKNOWN = pace.Rates(100.0, None, 100.0, 1000.0)  # a card without rates: only what was measured on it counts
+UNKNOWN = pace.Rates(100.0, None, 100.0, 100.0, 1000.0)  # a card without rates: only what was measured on it counts
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Run:
     encodes: bool = False  # whether a picture or clip goes through the VAE first
     forwards: tuple[int, int] = (0, 0)  # of the high and the low expert
     there: tuple[float, float] = (0.0, 0.0)  # bytes of each that lie on the GPU when the run begins
+    eight_bits: bool = False  # of the self-attention
 
     @property
     def experts(self) -> tuple[Part, ...]:
@@ -89,9 +90,9 @@ class Plan:
 def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
     """Everything that can be said before a weight is read."""
     parts = {"low": run.low, "text_encoder": run.text_encoder, "vae_file": run.vae, "encode": run.encodes}
-    phases = memory.phases(run.high, run.clip, **parts)
-    sent = memory.transfer(run.high, run.clip, machine.vram) if machine.card else 0.0
-    forward, measured = forward_seconds(run.high.checkpoint, run.clip, machine, learned)
+    phases = memory.phases(run.high, run.clip, **parts, eight_bits=run.eight_bits)
+    sent = memory.transfer(run.high, run.clip, machine.vram, run.eight_bits) if machine.card else 0.0
+    forward, measured = forward_seconds(run.high.checkpoint, run.clip, machine, learned, run.eight_bits)
     total = None
     if forward is not None:
         # a block's weights travel while the one before computes; what takes longer decides
@@ -119,23 +120,25 @@ def first_seconds(run: Run, machine: Machine) -> float:
 
 
 def forward_seconds(
-    checkpoint: Checkpoint, clip: Clip, machine: Machine, learned: pace.Pace
+    checkpoint: Checkpoint, clip: Clip, machine: Machine, learned: pace.Pace, eight_bits: bool = False
 ) -> tuple[float | None, bool]:
     """Seconds of one forward with its weights at hand, and whether that was measured here; None: nothing is known."""
     rates = pace.rates_of(machine.card)
-    seconds, measured = learned.seconds(what(checkpoint), expected(checkpoint, clip, machine.card))
+    arithmetic = expected(checkpoint, clip, machine.card, eight_bits)
+    seconds, measured = learned.seconds(what(checkpoint, eight_bits), arithmetic)
     return (seconds if rates is not None or measured else None), measured
 
 
-def expected(checkpoint: Checkpoint, clip: Clip, card: str) -> float:
+def expected(checkpoint: Checkpoint, clip: Clip, card: str, eight_bits: bool = False) -> float:
     """Seconds of one forward by arithmetic alone, what measurements are compared with."""
     assert checkpoint.config is not None
     rates = pace.rates_of(card) or UNKNOWN
     needed = pace.work(checkpoint.config, clip.tokens(checkpoint.config), clip.batch)
-    return needed.seconds(rates, float8=checkpoint.precision.startswith("fp8"))
+    return needed.seconds(rates, float8=checkpoint.precision.startswith("fp8"), eight_bits=eight_bits)
 
 
-def what(checkpoint: Checkpoint) -> str:
+def what(checkpoint: Checkpoint, eight_bits: bool = False) -> str:
     """What a measurement is kept under: one kind of model in one precision."""
     assert checkpoint.config is not None
-    return f"forward, width {checkpoint.config.dim}, {checkpoint.precision} {checkpoint.quantised}".strip()
+    told = f"forward, width {checkpoint.config.dim}, {checkpoint.precision} {checkpoint.quantised}".strip()
+    return f"{told}, attention in 8 bits" if eight_bits else told

@@ -18,6 +18,8 @@ from ...wan_core.hooks import Block, Hooks, PositionTransform
 from ...wan_core.stream import Stream
 from . import attention8, host, residency, texts
 
+torch.compiler.assume_constant_result(host.attention_is_chosen)  # ComfyUI's flags, which no compiler can read
+
 
 def hooks_of(options: dict[str, Any]) -> Hooks:
     """Returns the hooks of one forward call; `options` is written to, as native models do (block_index...)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,8 +11,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-LEAST_FREE = 2 * 2**30  # bytes that are left on the disk
+from ...wan_core.media.atomic import free_space
+
 GIB = 2**30
+LEAST_FREE = 2 * GIB  # bytes that are left on the disk
 WRITE_ERRORS = (OSError, SafetensorError)  # the latter where a disk is full
 
 
@@ -47,7 +48,7 @@ def make_room(folder: Path, size: int, budget: int, keep: Iterable[Path] = ()) -
         if path not in kept:
             path.unlink(missing_ok=True)
             total -= taken
-    free = shutil.disk_usage(folder).free
+    free = free_space(folder)
     if free - size < LEAST_FREE:
         full = f"{free / GIB:.1f} GiB of this disk are free, and {LEAST_FREE / GIB:.0f} GiB are left alone"
         raise OSError(errno.ENOSPC, full, str(folder))

@@ -148,7 +148,7 @@ def require_space(folder: Path, needed: int) -> None:
     Raises:
         OutputError: fewer are free.
     """
-    free = _free(folder)
+    free = free_space(folder)
     if free < needed:
         raise OutputError(
             "There is not enough space on the disk",
@@ -159,8 +159,8 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _free(folder: Path) -> float:
-    """Bytes; infinity where the file system does not say, as some mounted from a network."""
+def free_space(folder: Path) -> float:
+    """Bytes free on the disk; infinity where the file system does not say, as some mounted from a network."""
     with suppress(OSError):
         usage = shutil.disk_usage(folder)
         if usage.total:

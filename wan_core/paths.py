@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OVERRIDE = "WANCORE_CARD"
 ROWS8, TENSOR8, DECODED = "rows8", "tensor8", "decoded"
 INT8, EXACT = "int8", "exact"
+MAJORS8 = (8, 9, 12)  # of the capabilities for kernels/ampere8.py: 10 has other tensor cores, on which nobody tried it
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ ATTENTION_IN_8_BITS = (
     Rule(lambda card: card.capability is None, Path(EXACT, "no NVIDIA GPU")),
     Rule(lambda card: not card.triton, Path(EXACT, "the kernels need Triton")),
     Rule(lambda card: card.capability == (9, 0), Path(INT8, "int8 queries and keys, float8 values")),
-    Rule(_of_major(8, 9, 12), Path(INT8, "int8 queries and keys, float16 values, where that is faster than exact")),
+    Rule(_of_major(*MAJORS8), Path(INT8, "int8 queries and keys, float16 values, where that is faster than exact")),
     Rule(lambda card: True, Path(EXACT, "the kernels are written for sm_80 to sm_90 and sm_120")),
 )
 

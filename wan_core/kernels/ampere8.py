@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..paths import MAJORS8
 from . import attention8
 from .agreement import agrees, takes
 from .attention8 import BLOCK
@@ -28,7 +29,6 @@ from .rounding import Rounded, rounded
 NAME = "ampere, 8 bits"
 QUERIES, KEYS, WARPS, STAGES = 128, 64, 8, 3  # of a program; tiles of keys and values on their way
 NEAR = 0.01  # from the reference, relative: sums in float16
-MAJORS = (8, 9, 12)  # of compute capabilities: 10 has other tensor cores, on which nobody tried this
 
 HALF_INTEGER = tl.constexpr(0x4B400000)  # added to whole numbers below 2^22, gives the bits of the float 1.5 * 2^23 + n
 OFFSET = tl.constexpr(12582912.0)  # 1.5 * 2^23
@@ -120,6 +120,6 @@ def _launch(given: Rounded, heads: int, dtype: torch.dtype) -> Tensor:
 @cache
 def works(device: torch.device) -> bool:
     """Compares once with the reference."""
-    if torch.version.hip or torch.cuda.get_device_capability(device)[0] not in MAJORS:
+    if torch.version.hip or torch.cuda.get_device_capability(device)[0] not in MAJORS8:
         return False
     return agrees(NAME, device, attention, partial(attention8.reference, values=torch.float16), NEAR)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..wan_core.guidance import NormalizedGuidance
 from ..wan_core.weights.names import HIGH, LOW
-from .bridge.attention8 import path, with_attention8
+from .bridge import attention8
 from .bridge.nag import with_nag
 from .bridge.pair import Pair
 from .bridge.show import show_on_node
@@ -135,9 +135,10 @@ class WanCoreAttention8(io.ComfyNode):
 
     @classmethod
     def execute(cls, high: Any, low: Any | None = None) -> io.NodeOutput:
-        chosen = path()
-        show_on_node(cls.hidden.unique_id, f"{chosen.name}: {chosen.why}")
-        return io.NodeOutput(with_attention8(high, HIGH), None if low is None else with_attention8(low, LOW))
+        path = attention8.path()
+        show_on_node(cls.hidden.unique_id, f"{path.name}: {path.why}")
+        changed = attention8.with_attention8(high, HIGH)
+        return io.NodeOutput(changed, None if low is None else attention8.with_attention8(low, LOW))
 
 
 NODES = [WanCoreNAG, WanCoreStepCache, WanCoreAttention8]

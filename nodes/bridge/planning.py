@@ -21,7 +21,7 @@ from ...wan_core.planner.memory import GIB, Clip, Part, compression_of
 from ...wan_core.planner.overview import overview, overview_of
 from ...wan_core.planner.plan import Machine, Run, expected, plan, what
 from ...wan_core.weights import Checkpoint, inspect
-from .attention8 import is_on
+from . import attention8
 from .meter import Meter
 from .pair import Pair
 
@@ -110,14 +110,8 @@ class RunPlan:
         batch, _, frames, rows, columns = shape
         clip = Clip(columns * scale, rows * scale, 1 + (frames - 1) * FRAME_STRIDE, batch)
         there = (pair.high.loaded_size(), pair.low.loaded_size() if pair.low is not None else 0.0)
-        run = Run(
-            high,
-            clip,
-            low,
-            forwards=forwards,
-            there=there,
-            eight_bits=is_on(pair.high.model_options["transformer_options"]),
-        )
+        eight_bits = attention8.is_on(pair.high.model_options["transformer_options"])
+        run = Run(high, clip, low, forwards=forwards, there=there, eight_bits=eight_bits)
         return cls(run, machine(), Meter())
 
     def report(self) -> str:
@@ -133,9 +127,8 @@ class RunPlan:
             told = plan(self.run, self.machine, learned(self.machine.card))
             if told.sent / self.machine.link / 1e9 < HIDDEN * seconds:
                 clip = Clip(self.run.clip.width, self.run.clip.height, self.run.clip.frames)
-                about = expert.checkpoint, self.run.eight_bits
-                arithmetic = expected(expert.checkpoint, clip, self.machine.card, self.run.eight_bits)
-                learn(self.machine.card, what(*about), seconds, arithmetic)
+                file, card, eight_bits = expert.checkpoint, self.machine.card, self.run.eight_bits
+                learn(card, what(file, eight_bits), seconds, expected(file, clip, card, eight_bits))
 
 
 def checkpoint_of(path: str | None) -> Checkpoint | None:

@@ -119,8 +119,14 @@ def _settle(patcher: Any, x: Tensor, options: dict[str, Any]) -> bool:
     network = patcher.model.diffusion_model
     tokens = len(x) * tokens_of(network.config, *x.shape[2:])
     fetched = IN_FLIGHT * max(size_of(block) for block in network.blocks)
-    sizes = {"size": vbar.offset, "fetched": fetched, "free": reachable(patcher)}
-    stay = residence(network.config, tokens, **sizes, eight_bits=attention8.is_on(options))
+    stay = residence(
+        network.config,
+        tokens,
+        size=vbar.offset,
+        fetched=fetched,
+        free=reachable(patcher),
+        eight_bits=attention8.is_on(options),
+    )
     _make_room(patcher, stay.weights + stay.working)
     if stay.weights < vbar.offset:
         vbar.set_watermark(int(stay.weights))

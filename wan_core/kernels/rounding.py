@@ -15,15 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import attention8
-from .attention8 import BLOCK, Channels, channels, padded
+from .attention8 import BLOCK, HEADROOM, LIFT, Channels, channels, padded
 from .fused import STORED
 from .rows8 import FLOAT8
 
 LARGEST = tl.constexpr(448.0)  # of float8 e4m3
 SMALLEST = tl.constexpr(1e-12)  # scale of a row of zeros
 STEPS = tl.constexpr(127.0)  # of int8
-LOWERED, LIMIT = tl.constexpr(attention8.LIFT), tl.constexpr(attention8.HEADROOM)  # of values in float16
+LOWERED, LIMIT = tl.constexpr(LIFT), tl.constexpr(HEADROOM)  # of values in float16
 
 
 @dataclass(frozen=True)

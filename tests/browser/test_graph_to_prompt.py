@@ -48,13 +48,14 @@ def object_info(without_models: Server) -> dict[str, Any]:
         return json.load(answer)
 
 
-def compared(prompt: dict[str, Any]) -> dict[str, Any]:
-    """All but what means nothing to the server: translated titles of native nodes, versions of packs."""
-    out = {}
-    for key, entry in prompt.items():
-        title = entry["_meta"]["title"] if entry["class_type"].startswith("WanCore") else ""
-        out[key] = {**entry, "_meta": {"title": title}}
-    return out
+def without_titles(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The front end translates the titles of native nodes; they mean nothing to the server."""
+    return {key: {name: part for name, part in entry.items() if name != "_meta"} for key, entry in prompt.items()}
+
+
+def without_versions(prompt: dict[str, Any]) -> dict[str, Any]:
+    """Newer front ends say the pack of a node and its version, too."""
+    return {key: {**entry, "_meta": {"title": entry["_meta"]["title"]}} for key, entry in prompt.items()}
 
 
 def test_there_are_enough_native_templates() -> None:
@@ -66,7 +67,11 @@ def test_equals_what_the_front_end_sends(editor: Editor, object_info: dict[str, 
     workflow = json.loads(file.read_text(encoding="utf-8"))
     editor.load(workflow)
     sent = editor.prompt()
-    assert compared(to_prompt(workflow, object_info)) == compared(sent)
+    made = to_prompt(workflow, object_info)
+    assert without_titles(made) == without_titles(sent)
+    made, sent = without_versions(made), without_versions(sent)
+    ours = [key for key, entry in made.items() if entry["class_type"].startswith("WanCore")]
+    assert {key: made[key] for key in ours} == {key: sent[key] for key in ours}
 
 
 @pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])
@@ -76,7 +81,7 @@ def test_equals_it_with_the_lora_pair_switched_off(editor: Editor, object_info: 
     pair["mode"] = mode
     editor.load(workflow)
     made = to_prompt(workflow, object_info)
-    assert compared(made) == compared(editor.prompt())
+    assert without_versions(made) == without_versions(editor.prompt())
     sampler = next(entry for entry in made.values() if entry["class_type"] == "WanCoreKSampler")
     loader = next(key for key, entry in made.items() if entry["class_type"] == "WanCoreLoadModels")
     assert sampler["inputs"].get("low") == ([loader, 1] if mode == 4 else None)

@@ -25,16 +25,16 @@ HALF, FLOAT = 2, 4  # bytes of bfloat16 and float16, of float32
 
 CONTEXT = 0.68 * GIB  # CUDA's context, cuBLAS, cuDNN and Triton's kernels
 LIBRARIES = 0.19 * GIB  # more of it where cuDNN's convolutions are loaded
-BESIDE = 0.32 * GIB  # of a run: texts, conditionings, pages with other models' small layers
+BESIDE = 0.2 * GIB  # of a run: texts, conditionings, pages with other models' small layers
 EDGES = 0.52 * GIB  # of the card that holds neither weights nor tokens: pages with a part of a layer, conditionings
-IN_FLIGHT = 2  # blocks that room is left for: the one that computes and the next
-FETCHED = 1.5  # blocks that have to be there: where room is short, only a part of the next
+IN_FLIGHT = 2  # blocks of a transformer that are there at one time: the one that computes and the next
+FETCHED = 1.5  # of a text encoder and a VAE, whose layers come one by one
 FIXED = 0.1 * GIB  # of a forward, whatever the clip: workspaces, time embedding
 HELD = 3.85  # tensors of all tokens, two bytes a value, in a block beside the feed-forward's hidden ones
 HELD_SPARING = 5.05  # where the feed-forward takes its tokens in parts: in the attention, its result among them
 HELD_EIGHT_BITS = 1.5  # queries, keys and values once more, where the attention takes them in 8 bits
 HELD_MORE = {"vace_dim": 2.7, "audio_dim": 2.5, "pose_dim": 2.6}  # for what adapters add to the blocks
-GAPS = 0.75  # more that fit into no gap of PyTorch's memory
+GAPS = 0.7  # more that fit into no gap of PyTorch's memory
 LATENTS = 12  # in float32: noise, conditionings, both prompts' answers, those that the solver remembers
 ROOM = 3.1  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
 ROOM_SPARING = 2.25  # where weights come and go, which then take what is left
@@ -205,7 +205,7 @@ def sampling(model: Part, clip: Clip, eight_bits: bool = False) -> Phase:
     working += latents(model.config, tokens)
     if model.checkpoint.in_blocks:
         working += DECODED * weights.decoded
-    needed = CONTEXT + BESIDE + weights.kept + FETCHED * weights.fetched + working
+    needed = CONTEXT + BESIDE + weights.kept + IN_FLIGHT * weights.fetched + working
     return Phase("sampling", needed, PROCESS + PINNED)
 
 

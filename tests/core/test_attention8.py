@@ -8,7 +8,7 @@ from torch import Tensor
 from wancore.wan_core.attention import torch_attention
 from wancore.wan_core.kernels import attention8
 
-from .interpreted import ON_DEVICE, run_interpreted
+from .interpreted import INTERPRETED, ON_DEVICE, run_interpreted
 
 if not ON_DEVICE:
 
@@ -35,6 +35,12 @@ def given(batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
 def error(out: Tensor, reference: Tensor, shared: Tensor) -> float:
     """Of what differs between tokens: the mean of the values is no achievement."""
     return float((out - reference).norm() / (reference - shared).norm())
+
+
+def last_digit(exact: Tensor, dtype: torch.dtype, shared: Tensor) -> float:
+    """The error of the exact result as `dtype` writes it: much of channels near -5, beside what differs in them."""
+    cut = 2 if INTERPRETED and dtype == torch.bfloat16 else 1  # the interpreter does not round these, it cuts them off
+    return cut * error(exact.to(dtype).float(), exact, shared)
 
 
 @pytest.mark.parametrize(("values", "limit"), [(torch.float8_e4m3fn, 0.05), (torch.float16, 0.02)], ids=str)
@@ -87,8 +93,7 @@ if ON_DEVICE:
         shared, kept = v.float().mean(1, keepdim=True), v.clone()
         out = ampere8.attention(q, k, v, HEADS)
         assert out.dtype == dtype and torch.equal(v, kept)
-        last_digit = 0.03 if dtype == torch.bfloat16 else 0.0  # of channels near -5, beside what differs in them
-        assert error(out.float(), expected, shared) < ampere8.NEAR + last_digit
+        assert error(out.float(), expected, shared) < ampere8.NEAR + last_digit(expected, dtype, shared)
         assert torch.equal(ampere8.attention_using_up(q, k, v, HEADS), out)
 
 
@@ -101,7 +106,6 @@ if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
         q, k, v = (x.to(dtype) for x in given(batch, length))
         assert hopper8.accepts(q, k, v, HEADS)
         assert not hopper8.accepts(q, k[:, :-1], v[:, :-1], HEADS)
-        expected = attention8.reference(q.float(), k.float(), v.float(), HEADS)
-        assert (
-            error(hopper8.attention(q, k, v, HEADS).float(), expected, v.float().mean(1, keepdim=True)) < hopper8.NEAR
-        )
+        expected, shared = attention8.reference(q.float(), k.float(), v.float(), HEADS), v.float().mean(1, keepdim=True)
+        out = hopper8.attention(q, k, v, HEADS)
+        assert error(out.float(), expected, shared) < hopper8.NEAR + last_digit(expected, dtype, shared)

@@ -60,7 +60,7 @@ def test_transfers_are_near_what_was_measured(row, files):
 
 @pytest.mark.parametrize("row", MEASURED["least"], ids=lambda row: f"{row['phase']} {row['shapes']} {row['precision']}")
 def test_the_least_is_near_what_bisection_found(row, files):
-    """docs/memory.md says which code was bisected, and how far apart two bisections of one model lie."""
+    """Sampling was bisected twice, once on each of two GPUs; docs/memory.md says which code the other phases ran in."""
     part, clip = files[row["shapes"], row["precision"]], Clip(*row["clip"])
     planned = {
         "sampling": memory.sampling,

@@ -76,7 +76,7 @@ def form(device: torch.device, dtype: torch.dtype, *layers: Any) -> Form:
         return Form(dtype)  # row-wise products return bfloat16; training goes through ComfyUI's own function
     if not _rows8_on(device) or not all(isinstance(layer, Float8Linear) and layer.takes_rows8 for layer in layers):
         return Form(dtype)
-    return Form(dtype, float8=True, exact=any(layer.has_patches for layer in layers))
+    return Form(dtype, FLOAT8, exact=any(layer.has_patches for layer in layers))
 
 
 @cache

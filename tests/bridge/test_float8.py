@@ -92,7 +92,7 @@ def test_layers_say_what_they_take(path: str, monkeypatch: pytest.MonkeyPatch) -
     patcher = load_model(path)
     layer = comfy.utils.get_attr(patcher.model.diffusion_model, LAYER)
     half = torch.bfloat16
-    assert float8.form(CPU, half, layer) == Form(half, float8=True)
+    assert float8.form(CPU, half, layer) == Form(half, rows8.FLOAT8)
     assert float8.form(CPU, torch.float32, layer) == Form(torch.float32)
     embedding = patcher.model.diffusion_model.text_embedding[0]
     assert float8.form(CPU, half, layer, embedding) == Form(half)  # stored in bfloat16
@@ -140,5 +140,5 @@ def test_products_of_few_rows_are_decoded() -> None:
     for tokens in (1, 16, rows8.LEAST_ROWS, rows8.LEAST_ROWS + 1):
         x = torch.randn(1, tokens, 64, device=device, dtype=torch.bfloat16)
         weight = torch.randn(32, 64, device=device).to(rows8.FLOAT8)
-        out = rows8.linear(rows8.formed(x, Form(x.dtype, True)), weight, torch.tensor(0.5, device=device), None)
+        out = rows8.linear(rows8.formed(x, Form(x.dtype, rows8.FLOAT8)), weight, torch.tensor(0.5, device=device), None)
         assert difference(out.float(), x.float() @ weight.float().t() * 0.5) < 0.05

@@ -41,7 +41,12 @@ else:
         generator = torch.Generator().manual_seed(sum(shape))
         return (2 * torch.randn(shape, generator=generator) + 0.3).to(dtype).to(DEVICE)
 
-    FORMS = {"rounded": Form, "float8": lambda dtype: Form(dtype, True), "both": lambda dtype: Form(dtype, True, True)}
+    FLOAT8 = rows8.FLOAT8
+    FORMS = {
+        "rounded": Form,
+        "float8": lambda dtype: Form(dtype, FLOAT8),
+        "both": lambda dtype: Form(dtype, FLOAT8, exact=True),
+    }
 
     def close(ours: torch.Tensor | Rows8, reference: torch.Tensor | Rows8) -> None:
         if isinstance(reference, Rows8):
@@ -103,7 +108,7 @@ else:
         x = random(2, 7, 640, dtype=dtype)
         x[0, 3] = 0  # a row of zeros has a scale all the same
         x[1, 2, 5] = 300  # an outlier costs its own row only
-        form = Form(dtype, True, exact)
+        form = Form(dtype, FLOAT8, exact)
         close(fused.formed(x, form), rows8.formed(x, form))
         close(fused.gelu(x, form), eager.gelu(x, form))
         rounded = fused.formed(x, form)

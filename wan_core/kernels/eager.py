@@ -23,7 +23,7 @@ def modulated_norm(
 ) -> Tensor | Rows8:
     """See kernels.modulated_norm."""
     normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps)
-    kept = wide(x).dtype if form.float8 else form.dtype
+    kept = wide(x).dtype if form.values else form.dtype
     return formed(_by_span(lambda t, a, b: torch.addcmul(a, t, b).to(kept), spans, (normed,), (shift, 1 + scale)), form)
 
 
@@ -63,7 +63,7 @@ def add_modulated_norm(
 
 def gelu(x: Tensor, form: Form) -> Tensor | Rows8:
     """See kernels.gelu."""
-    return formed(F.gelu(wide(x) if form.float8 else x, approximate="tanh"), form)
+    return formed(F.gelu(wide(x) if form.values else x, approximate="tanh"), form)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:

@@ -70,7 +70,7 @@ def _pieces(x: Tensor, spans: Sequence[Span]) -> list[tuple[slice, slice, int]]:
 
 def _like(x: Tensor, form: Form) -> Tensor | Rows8:
     """Room for the tokens x [B, L, D] in a form."""
-    if not form.float8:
+    if form.values is None:
         return torch.empty(x.shape, dtype=form.dtype, device=x.device)
     return Rows8(
         torch.empty(x.shape, dtype=STORED, device=x.device),

@@ -10,7 +10,8 @@ These functions are the reference; int8_fused.py has them as Triton programs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -37,9 +38,8 @@ class Turned8(Rows8):
 def hadamard(device: torch.device) -> Tensor:
     """[16, 16] float32 of +-1/4, symmetric and its own inverse (Sylvester's construction)."""
     places = torch.arange(SIDE)
-    shared = places[:, None] & places
-    ones = sum((shared >> bit) & 1 for bit in range(4))
-    return (1.0 - 2.0 * (ones % 2)).div(4.0).to(device)  # pyright: ignore[reportOperatorIssue]
+    bits = (places[:, None, None] & places[:, None]) >> torch.arange(4) & 1
+    return (0.25 - 0.5 * (bits.sum(-1) % 2)).to(device)
 
 
 def turned(x: Tensor) -> Tensor:
@@ -61,9 +61,9 @@ def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round().to(torch.int8), scale
 
 
-def formed(x: Tensor, form: Form) -> Turned8:
-    """x [B, L, D] in int8."""
-    values, scale = rounded_rows(x)
+def formed(x: Tensor, form: Form, rounded: Callable[[Tensor], tuple[Tensor, Tensor]] = rounded_rows) -> Turned8:
+    """x [B, L, D] in int8, rounded by `rounded_rows` of this module or of int8_fused.py."""
+    values, scale = rounded(x)
     return Turned8(values, scale, form.dtype, x.to(form.dtype) if form.exact else None)
 
 

@@ -9,17 +9,24 @@ Parity: tests/core/test_int8.py, on CPU through Triton's interpreter (TRITON_INT
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import int8
+from .fused import FLOATS, INTERPRETED
+from .rows8 import Form
 
 ROWS, ROUND_WARPS = 16, 4  # of a program that rounds
 OUT_ROWS, OUT_COLUMNS, INNER = 128, 128, 128  # of a program that multiplies
 WARPS, STAGES = 8, 3
 TOGETHER = 8  # programs of neighbouring rows that share columns of weights in the cache
+TRIED = (200, 512)  # rows and channels of the comparison: the last tile is not full
+NEAR = 1e-3  # from the reference, relative: a value between two steps can go to either
 
 SIDE, BLOCK = tl.constexpr(int8.SIDE), tl.constexpr(int8.BLOCK)
 STEPS, SMALLEST = tl.constexpr(int8.STEPS), tl.constexpr(int8.SMALLEST)
@@ -115,3 +122,28 @@ def product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bi
         num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return out
+
+
+def accepts(x: Tensor) -> bool:
+    """True on a GPU for rows of whole blocks without gaps, of tokens or of a weight; no gradient and no tracing."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    return x.dtype in FLOATS and x.shape[-1] % int8.BLOCK == 0 and x.is_contiguous() and works(x.device)
+
+
+@cache
+def works(device: torch.device) -> bool:
+    """Compares once with the reference: a Triton of another version refuses a program, or errs."""
+    if device.type != "cuda" and not INTERPRETED:
+        return False
+    generator = torch.Generator(device).manual_seed(0)  # its own: the run's noise stays as it is
+    x, weight = torch.randn(2, *TRIED, device=device, generator=generator).bfloat16().unbind(0)
+    bias = x[0, : len(weight)]
+    expected = int8.linear(int8.formed(x[None], Form(torch.float32)), weight, bias)
+    try:
+        with torch.cuda.device_of(x):
+            out = product(*rounded_rows(x[None]), *rounded_rows(weight), bias, torch.float32)
+    except Exception as problem:  # noqa: BLE001  (a compiler's own errors, of any kind)
+        logging.info("linear layers in int8 do not work here: %s", str(problem).splitlines()[:1])
+        return False
+    return bool((out - expected).norm() < NEAR * expected.norm())

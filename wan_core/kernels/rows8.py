@@ -24,15 +24,20 @@ class Form:
     """The form of the tokens that a linear layer takes."""
 
     dtype: torch.dtype  # what the layer computes in, or returns
-    float8: bool = False  # Rows8 instead of a tensor
+    values: torch.dtype | None = None  # Rows8 of these instead of a tensor: float8 e4m3, or int8 for Turned8 of int8.py
     exact: bool = False  # the unrounded tokens beside them: for low-rank branches
+
+    @property
+    def written(self) -> Form:
+        """The form in which the kernel before the layer leaves them: int8 is rounded in a pass of its own."""
+        return Form(self.dtype) if self.values is torch.int8 else self
 
 
 @dataclass(frozen=True)
 class Rows8:
     """values * scale are the tokens."""
 
-    values: Tensor  # [B, L, D] float8 e4m3
+    values: Tensor  # [B, L, D] float8 e4m3, or int8
     scale: Tensor  # [B, L, 1] float32
     dtype: torch.dtype  # of the tokens, and of what the layer returns
     exact: Tensor | None = None  # [B, L, D] the tokens before the rounding
@@ -48,7 +53,7 @@ class Rows8:
     def split(self, size: int) -> tuple[Rows8, ...]:
         """Successive parts of `size` tokens, the last one with what is left."""
         parts = zip(self.values.split(size, 1), self.scale.split(size, 1), strict=True)
-        found = [Rows8(values, scale, self.dtype) for values, scale in parts]
+        found = [replace(self, values=values, scale=scale, exact=None) for values, scale in parts]
         if self.exact is None:
             return tuple(found)
         exacts = self.exact.split(size, 1)
@@ -58,8 +63,9 @@ class Rows8:
 def formed(x: Tensor, form: Form) -> Tensor | Rows8:
     """x [B, L, D] in the form that is asked for: the reference of every fused one."""
     exact = x.to(form.dtype)
-    if not form.float8:
+    if form.values is None:
         return exact
+    assert form.values is FLOAT8
     x = x.float()
     scale = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=SMALLEST)
     values = (x * (1.0 / scale)).clamp(-LARGEST, LARGEST).to(FLOAT8)  # one division to a row
@@ -83,7 +89,7 @@ def works(device: torch.device) -> bool:
     x = torch.randn(1, 2 * LEAST_ROWS, 512, device=device, dtype=torch.bfloat16, generator=generator)
     weight = torch.randn(256, 512, device=device, generator=generator).to(FLOAT8)
     scale, bias = torch.full((), 0.5, device=device), torch.ones(256, device=device, dtype=x.dtype)
-    tokens = formed(x, Form(x.dtype, float8=True))
+    tokens = formed(x, Form(x.dtype, FLOAT8))
     assert isinstance(tokens, Rows8)
     expected = torch.nn.functional.linear(tokens.dequantised().float(), weight.float() * scale, bias.float())
     try:

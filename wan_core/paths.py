@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OVERRIDE = "WANCORE_CARD"
 ROWS8, TENSOR8, DECODED = "rows8", "tensor8", "decoded"
 INT8, EXACT = "int8", "exact"
-MAJORS8 = (8, 9, 12)  # of the capabilities for kernels/ampere8.py: 10 has other tensor cores, on which nobody tried it
+MAJORS8 = (8, 9, 12)  # of the capabilities for ampere8.py and int8_fused.py: 10 has other tensor cores, never tried
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,20 @@ ATTENTION_IN_8_BITS = (
     Rule(_of_major(*MAJORS8), Path(INT8, "int8 queries and keys, float16 values, where that is faster than exact")),
     Rule(lambda card: True, Path(EXACT, "the kernels are written for sm_80 to sm_90 and sm_120")),
 )
+
+
+LAYERS_IN_8_BITS = (
+    Rule(lambda card: card.capability is None, Path(EXACT, "no NVIDIA GPU")),
+    Rule(lambda card: not card.triton, Path(EXACT, "the kernels need Triton")),
+    Rule(lambda card: card.capability == (9, 0), Path(EXACT, "on Hopper fp8 files multiply in 8 bits without it")),
+    Rule(_of_major(*MAJORS8), Path(INT8, "tokens and weights are turned and rounded by rows")),
+    Rule(lambda card: True, Path(EXACT, "the kernels are written for sm_80 to sm_89 and sm_120")),
+)
+
+
+def layers_in_8_bits(card: Card) -> Path:
+    """What the node Wan 8-bit Layers comes to: `int8`, or `exact` where no kernel is."""
+    return next(rule.path for rule in LAYERS_IN_8_BITS if rule.holds(card))
 
 
 def attention_in_8_bits(card: Card) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import WanError, WeightsFileError, WrongModelError
-from ..paths import DECODED, Card, attention_in_8_bits, float8_linear
+from ..paths import DECODED, Card, attention_in_8_bits, float8_linear, layers_in_8_bits
 from .families import DIFFUSION_MODEL, LORA, TEXT_ENCODER, TINY_VAE, VAE
 from .inspect import Checkpoint, inspect
 from .lora import DOWN, PREFIX, official_name, why_unknown
@@ -118,6 +118,8 @@ def _facts(checkpoint: Checkpoint, card: Card) -> Iterator[tuple[str, str]]:
         if card.capability is not None:
             path = attention_in_8_bits(card)
             yield "attention", f"with the node Wan 8-bit Attention {path.name}: {path.why}, on {card.describe()}"
+            path = layers_in_8_bits(card)
+            yield "layers", f"with the node Wan 8-bit Layers {path.name}: {path.why}, on {card.describe()}"
         if is_distilled(checkpoint.name):
             yield "steps", "made for a few steps without guidance, by its name"
     if checkpoint.kind == LORA:

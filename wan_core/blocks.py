@@ -27,6 +27,11 @@ def _attend(hooks: Hooks, own: HostAttention) -> HostAttention:
     return own if hooks.attention is None else hooks.attention
 
 
+def _form(ops: type[Ops], stream: Stream, *layers: nn.Module) -> Form:
+    """The form in which these layers, all of the same input, take it."""
+    return ops.form(stream.time.device, stream.dtype, *layers, int8=stream.int8)
+
+
 class Attention(nn.Module):
     """The projections that both attentions have; queries and keys are normed over the width, all heads together."""
 
@@ -50,7 +55,7 @@ class Attention(nn.Module):
 
     def form(self, stream: Stream, *layers: nn.Module) -> Form:
         """The form in which these layers, all of the same input, take it."""
-        return self.ops.form(stream.time.device, stream.dtype, *layers)
+        return _form(self.ops, stream, *layers)
 
     def normed(self, x: Tensor, norm: nn.Module, stream: Stream) -> Tensor:
         """RMS norm of x [B, L, D] with the weight of `norm`."""
@@ -171,7 +176,7 @@ class Block(nn.Module):
         del y
         attended = self.cross_attn(q, stream, hooks)
         del q
-        form = self.ops.form(x.device, stream.dtype, self.ffn[0])
+        form = _form(self.ops, stream, self.ffn[0])
         if hooks.cross_attention:
             x = x + attended
             for hook in hooks.cross_attention:
@@ -184,7 +189,7 @@ class Block(nn.Module):
 
     def _feed_forward(self, y: Tensor | Rows8, stream: Stream, hooks: Hooks) -> Tensor:
         first, _, second = self.ffn
-        form = self.ops.form(stream.time.device, stream.dtype, second)
+        form = _form(self.ops, stream, second)
         if not hooks.sparing:
             return second(kernels.gelu(first(y), form))
         out = kernels.room_of(y)  # not joined in the end: parts that wait for it leave gaps that nothing fits into

@@ -55,6 +55,7 @@ class Hooks:
 
     attention: Attention | None = None  # in place of wan_core's choice
     in_eight_bits: bool = False  # self-attention, where the card has a kernel for it
+    layers_in_int8: bool = False  # those of the blocks, where the host has kernels for them
     self_attention: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = ()  # (x, q, k) -> x, before `o`
     cross_attention: tuple[Callable[[Tensor], Tensor], ...] = ()  # tokens -> tokens, after the residual
     replace_block: Mapping[int, ReplaceBlock] = field(default_factory=dict)

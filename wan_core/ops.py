@@ -43,8 +43,11 @@ class Ops(Protocol):
         ...
 
     @staticmethod
-    def form(device: torch.device, dtype: torch.dtype, *layers: nn.Module) -> Form:
-        """The form of the tokens, otherwise of `dtype`, that all of these Linear layers take."""
+    def form(device: torch.device, dtype: torch.dtype, *layers: nn.Module, int8: bool = False) -> Form:
+        """The form of the tokens, otherwise of `dtype`, that all of these Linear layers take.
+
+        int8: they are to multiply in int8 where the host can.
+        """
         ...
 
     @staticmethod
@@ -119,7 +122,7 @@ class TorchOps:
         return getattr(module, name).to(like)
 
     @staticmethod
-    def form(device: torch.device, dtype: torch.dtype, *layers: nn.Module) -> Form:
+    def form(device: torch.device, dtype: torch.dtype, *layers: nn.Module, int8: bool = False) -> Form:
         """Tensors."""
         return Form(dtype)
 

@@ -39,6 +39,7 @@ class Stream:
     extra_contexts: tuple[Tensor, ...]  # [B, n, D] each, embedded
     dtype: torch.dtype  # of the linear layers and the attention
     against: Against | None = None  # with its text embedded
+    int8: bool = False  # the linear layers multiply in int8 where the host has it
 
     @property
     def video_tokens(self) -> int:

@@ -198,6 +198,7 @@ class WanTransformer(nn.Module):
             extra_contexts=self._extra_contexts(conditioning.contexts, like=video),
             dtype=dtype,
             against=self._against(conditioning.against, hooks, like=video),
+            int8=hooks.layers_in_int8,
         )
         return torch.cat([tokens, *(group.tokens.to(tokens) for group in groups)], dim=1), stream
 

@@ -7,9 +7,8 @@ from typing import Any
 import comfy.model_management
 
 from ...wan_core import paths
-from ...wan_core.errors import InputError
 from . import host
-from .facts import model_facts
+from .options import with_option
 
 OPTION = "wan_core_attention_8"  # in transformer_options
 
@@ -21,16 +20,7 @@ def with_attention8(model: Any, name: str = "model") -> Any:
         WrongModelError: not Wan.
         InputError: ComfyUI's own model, which does not read the option.
     """
-    facts = model_facts(model, name)
-    if facts.is_native:
-        raise InputError(
-            "ComfyUI's own model does not read this option",
-            where=facts.path or name,
-            remedy="Load it with Wan Load Models or Wan Load Diffusion Model",
-        )
-    clone = model.clone()
-    clone.model_options["transformer_options"][OPTION] = True
-    return clone
+    return with_option(model, OPTION, name)
 
 
 def is_on(options: dict[str, Any]) -> bool:

@@ -12,10 +12,14 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ...wan_core.kernels import Form
 from ...wan_core.weights.mapped import check_all
 from . import host, residency
 from .branches import BranchedLinear
-from .float8 import Float8Linear, form
+from .float8 import Float8Linear
+from .float8 import form as in_float8
+from .int8 import Int8Linear
+from .int8 import form as in_int8
 from .lookup import LookedUp
 from .lora_table import TableReader, added, on_weights
 
@@ -35,7 +39,7 @@ def wan_operations(native: type) -> type:
     casting = native if issubclass(native, comfy.ops.manual_cast) else comfy.ops.manual_cast
     own: dict[str, Any] = {name: type(name, (TableReader, getattr(casting, name)), {}) for name in LAYERS}
     own["Embedding"] = type("Embedding", (LookedUp, casting.Embedding), {})
-    own["Linear"] = type("Linear", (BranchedLinear, Float8Linear, casting.Linear), {})
+    own["Linear"] = type("Linear", (BranchedLinear, Int8Linear, Float8Linear, casting.Linear), {})
     functions = {"weights": weights, "parameter": parameter, "stream": stream, "form": form}
     own |= {name: staticmethod(function) for name, function in functions.items()}
     return type("WanOps", (casting,), own)
@@ -55,6 +59,11 @@ def weights(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | 
 def parameter(module: nn.Module, name: str, like: Tensor) -> Tensor:
     """Returns a parameter that ComfyUI keeps on the GPU, on `like`'s device and in its dtype."""
     return added(module, name, getattr(module, name).to(like))
+
+
+def form(device: torch.device, dtype: torch.dtype, *layers: nn.Module, int8: bool = False) -> Form:
+    """The form of the tokens that all of these layers take: int8 where it is asked for and they have it."""
+    return (in_int8(device, dtype, *layers) if int8 else None) or in_float8(device, dtype, *layers)
 
 
 def stream(

@@ -20,7 +20,7 @@ from .replay import digest
 
 LONGEST_NAME = 255  # characters; longer texts are no file names
 # Nodes that give a pair as their first outputs: what is for one expert alone has its name in the name of the input.
-PAIRED = {"WanCoreLoadModels", "WanCoreLoraPair", "WanCoreStepCache", "WanCoreAttention8"}
+PAIRED = {"WanCoreLoadModels", "WanCoreLoraPair", "WanCoreStepCache", "WanCoreAttention8", "WanCoreLayers8"}
 OTHER_EXPERT = {0: LOW, 1: HIGH}  # by output of these nodes
 FEW = 64  # values of a patch's tensor: LoRAs of one name differ in them
 

@@ -19,6 +19,7 @@ from ...wan_core.kernels import Form, Rows8, Turned8, has_int8, linear8
 from ...wan_core.kernels.int8 import BLOCK
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+NATIVE = ("int8_tensorwise", "convrot_w4a4", "nvfp4", "mxfp8")  # formats of which cards multiply what is stored
 
 
 class Int8Linear(nn.Module):
@@ -29,9 +30,14 @@ class Int8Linear(nn.Module):
 
     @property
     def takes_int8(self) -> bool:
-        """True for rows of whole blocks, where the file asks neither for more precision nor for scaled tokens."""
+        """True for rows of whole blocks that are not multiplied in fewer bits, or rounded already, by ComfyUI.
+
+        The file may ask for more precision, or for scaled tokens.
+        """
+        stored = getattr(self, "quant_format", None)
         return (
             self.in_features % BLOCK == 0
+            and (stored not in NATIVE or stored in getattr(self, "_disabled_formats", ()))
             and not getattr(self, "_full_precision_mm_config", False)
             and getattr(self, "pre_quant_scale", None) is None
         )

@@ -1,0 +1,173 @@
+"""The option for layers in int8 on MODELs; its arithmetic is in tests/core/test_int8.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ..comfy_host import import_comfy
+
+import_comfy()
+
+import comfy.sample
+import comfy.utils
+from safetensors.torch import save_file
+from torch import Tensor
+from wancore.nodes.bridge import int8, residency
+from wancore.nodes.bridge.hooks import hooks_of
+from wancore.nodes.bridge.layers8 import OPTION, is_on, path, with_layers8
+from wancore.nodes.bridge.lora import apply_lora
+from wancore.nodes.bridge.lora_table import running
+from wancore.nodes.bridge.model import load_model
+from wancore.nodes.bridge.ops import form
+from wancore.wan_core import paths
+from wancore.wan_core.errors import InputError
+from wancore.wan_core.kernels import Form, Turned8, has_int8, linear8
+
+from .native_wan import native_model, noise, prompts, relative
+from .quantised_files import FORMATS, family, is_known, write_format
+from .test_branches import LAYER, pairs, with_lora
+
+CPU = torch.device("cpu")
+NAME = "wan2.2_t2v_high_noise_14B"
+OF_A_BLOCK = 8  # q, k, v, o, q and o of the cross-attention, both of the feed-forward
+NEAR = 0.03  # relative, after all blocks
+KINDS = [kind for kind in ("F16", *FORMATS) if is_known(kind)]
+NATIVE = [kind for kind in KINDS if kind.startswith(("int8", "convrot"))]  # what ComfyUI multiplies in integers anyway
+
+pytestmark = pytest.mark.usefixtures("no_room", "inference")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Turned8]:
+    """What is multiplied in int8, on a CPU that takes the reference for a kernel."""
+    found: list[Turned8] = []
+    monkeypatch.setattr(int8, "_int8_on", lambda device: True)
+    monkeypatch.setattr(int8, "linear8", lambda x, *rest: found.append(x) or linear8(x, *rest))
+    return found
+
+
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in NATIVE])
+def file(request, tmp_path_factory) -> str:
+    return write_format(tmp_path_factory.mktemp("layers8") / NAME, request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> str:
+    return write_format(tmp_path_factory.mktemp("layers8") / NAME, "F16")
+
+
+def velocity(patcher, dtype: torch.dtype = torch.bfloat16, batch: int = 1, **more: bool) -> Tensor:
+    """One forward with the options of a MODEL, and more of them."""
+    model, seed = patcher.model.diffusion_model, torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 16, 3, 8, 8, generator=seed).to(dtype)
+    text = torch.randn(batch, 20, model.config.text_dim, generator=seed).to(dtype)
+    patcher.load(CPU, full_load=True)
+    options = {**patcher.model_options.get("transformer_options", {}), **more}
+    return model(x, torch.full((batch,), 700.0), text, transformer_options=options)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["alone", "with LoRA"])
+def test_files_of_every_storage_multiply_in_int8(file: str, lora: bool, calls: list[Turned8]) -> None:
+    exact = load_model(file)
+    if lora:
+        exact = with_lora(exact, pairs())
+    expected = velocity(exact)
+    assert not calls
+    found = velocity(with_layers8(exact))
+    assert len(calls) == OF_A_BLOCK * len(exact.model.diffusion_model.blocks)
+    assert all(x.values.dtype == torch.int8 for x in calls)
+    assert 0 < relative(found, expected) < NEAR
+    assert torch.equal(velocity(exact), expected)  # the original stays as it is
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+def test_integers_are_multiplied_as_they_are(kind: str, tmp_path: Path, calls: list[Turned8]) -> None:
+    model = load_model(write_format(tmp_path / NAME, kind))
+    assert torch.equal(velocity(with_layers8(model)), velocity(model)) and not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_other_types_of_computing(plain: str, dtype: torch.dtype, calls: list[Turned8]) -> None:
+    model = load_model(plain, dtype=dtype)
+    expected, found = velocity(model, dtype), velocity(with_layers8(model), dtype)
+    assert calls[0].dtype == dtype and 0 < relative(found, expected) < NEAR
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_sparing_calls_take_parts(plain: str, batch: int, calls: list[Turned8]) -> None:
+    """Parts of several samples lie apart in memory."""
+    model = with_layers8(load_model(plain, dtype=torch.float32))
+    whole = velocity(model, torch.float32, batch)
+    every = len(calls)
+    parts = velocity(model, torch.float32, batch, **{residency.OPTION: True})
+    assert len(calls) - every > every and relative(parts, whole) < 1e-5
+    assert any(not x.values.is_contiguous() for x in calls) == (batch > 1)
+
+
+def test_loras_of_the_table_get_exact_tokens(plain: str, tmp_path: Path, calls: list[Turned8]) -> None:
+    """Beside weights of floating point too, and with what is added to biases."""
+    save_file(pairs(extra=True), tmp_path / "lightx2v_high_noise.safetensors")
+    model = load_model(plain)
+    changed = apply_lora(model, str(tmp_path / "lightx2v_high_noise.safetensors"), "a", 1.0, merge=False)[0]
+    with running(changed.model, changed.model_options["transformer_options"], 0):
+        expected, found = velocity(changed), velocity(with_layers8(changed))
+    assert all(x.exact is not None for x in calls)
+    assert 0 < relative(found, expected) < NEAR < relative(found, velocity(model))
+
+
+def test_layers_say_what_they_take(plain: str, calls: list[Turned8]) -> None:
+    patcher = load_model(plain)
+    layer = comfy.utils.get_attr(patcher.model.diffusion_model, LAYER)
+    text = patcher.model.diffusion_model.text_embedding[0]
+    half = torch.bfloat16
+    assert form(CPU, half, layer, int8=True) == Form(half, torch.int8)
+    assert form(CPU, half, layer) == Form(half)
+    assert form(CPU, torch.float64, layer, int8=True) == Form(torch.float64)
+    layer.in_features = 384  # no whole blocks
+    assert form(CPU, half, layer, int8=True) == form(CPU, half, layer, text, int8=True) == Form(half)
+    layer.in_features = 256
+    layer._full_precision_mm_config = True  # what a file can ask for
+    assert form(CPU, half, layer, int8=True) == Form(half)
+    layer._full_precision_mm_config = False
+    with torch.inference_mode(False), torch.enable_grad():
+        assert form(CPU, half, layer, int8=True) == Form(half)
+
+
+def test_a_sampling_stays_near(plain: str, calls: list[Turned8]) -> None:
+    model = load_model(plain, dtype=torch.float32)
+    texts = [[[text[..., : family.TEXT_DIM], rest] for text, rest in given] for given in prompts()]
+
+    def sampled(patcher) -> Tensor:
+        start = noise()
+        given = (*texts, torch.zeros_like(start))
+        return comfy.sample.sample(patcher, start, 4, 1.0, "euler", "simple", *given, disable_pbar=True, seed=1)
+
+    exact, found = sampled(model), sampled(with_layers8(model))
+    assert calls and 0 < relative(found, exact) < NEAR
+    assert torch.equal(sampled(model), exact)
+
+
+def test_option_is_of_the_clone(plain: str) -> None:
+    model = load_model(plain)
+    changed = with_layers8(model)
+    assert hooks_of(dict(changed.model_options["transformer_options"])).layers_in_int8
+    assert not hooks_of(dict(model.model_options.get("transformer_options", {}))).layers_in_int8
+
+
+def test_a_native_model_is_refused() -> None:
+    with pytest.raises(InputError, match="Wan Load"):
+        with_layers8(native_model(1))
+
+
+def test_exact_without_a_kernel(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named card does not bring the programs along."""
+    model = load_model(plain)
+    assert path().name == "exact" and not is_on({OPTION: True})
+    monkeypatch.setenv(paths.OVERRIDE, "8.6:12")
+    int8._int8_on.cache_clear()
+    assert path().name == "int8" and is_on({OPTION: True}) and not is_on({})
+    assert not has_int8(CPU) and torch.equal(velocity(with_layers8(model)), velocity(model))
+    int8._int8_on.cache_clear()

@@ -34,13 +34,18 @@ def machine_code(
     *,
     card: int = 90,
     warps: int = 4,
+    multiples: tuple[str, ...] = (),
     **options,
 ) -> list[str]:
-    """Names of the instructions for a card (90 is sm_90); the program's rings fit into the shared memory."""
+    """Names of the instructions for a card (90 is sm_90); the program's rings fit into the shared memory.
+
+    `multiples` are numbers that 16 divides, which Triton sees when it starts a program.
+    """
     names = kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
     given = {(names.index(name),): value for name, value in constants.items()}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    even = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in multiples]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in even}
     kind = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
     target = GPUTarget("cuda", card, 32)
     compiled = triton.compile(

@@ -26,6 +26,7 @@ OUT_ROWS, OUT_COLUMNS, INNER = 128, 128, 128  # of a program that multiplies
 WARPS, STAGES = 8, 3
 TOGETHER = 8  # programs of neighbouring rows that share columns of weights in the cache
 TRIED = (200, 512)  # rows and channels of the comparison: the last tile is not full
+TRIED_IN = torch.float16 if INTERPRETED else torch.bfloat16  # whose products the interpreter lacks
 NEAR = 1e-3  # from the reference, relative: a value between two steps can go to either
 
 SIDE, BLOCK = tl.constexpr(int8.SIDE), tl.constexpr(int8.BLOCK)
@@ -137,7 +138,7 @@ def works(device: torch.device) -> bool:
     if device.type != "cuda" and not INTERPRETED:
         return False
     generator = torch.Generator(device).manual_seed(0)  # its own: the run's noise stays as it is
-    x, weight = torch.randn(2, *TRIED, device=device, generator=generator).bfloat16().unbind(0)
+    x, weight = torch.randn(2, *TRIED, device=device, generator=generator).to(TRIED_IN).unbind(0)
     bias = x[0, : len(weight)]
     expected = int8.linear(int8.formed(x[None], Form(torch.float32)), weight, bias)
     try:

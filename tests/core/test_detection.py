@@ -536,6 +536,13 @@ def test_compute_path(parts, tmp_path):
     assert "Triton" in compute_path(packed, hopper) and "PyTorch" in compute_path(packed, Card((9, 0), triton=False))
 
 
+def test_what_8_bits_come_to_is_told(parts):
+    report = diagnose([parts[0]["t2v_1.3B"].path], Card((8, 6), 24.0)).report()
+    assert "layers: with the node Wan 8-bit Layers int8" in report and "Wan 8-bit Attention int8" in report
+    hopper = diagnose([parts[0]["t2v_1.3B"].path], Card((9, 0), 141.0)).report()
+    assert "layers: with the node Wan 8-bit Layers exact" in hopper
+
+
 def test_every_model_of_the_pack_is_judged_fine(parts):
     models, vaes, texts = parts
     for name, model in models.items():

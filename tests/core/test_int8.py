@@ -55,18 +55,14 @@ def test_turning_is_undone_and_keeps_products() -> None:
     assert error(int8.turned(x) @ int8.turned(weight).mT, x @ weight.mT) < 1e-5
     unit = torch.zeros(1, 512, device=DEVICE)
     unit[0, 3] = 16.0
-    assert int8.turned(unit).abs().unique(return_counts=True)[1].tolist() == [
-        256,
-        256,
-    ]  # of the other block, of its own
-    assert not int8.turned(unit)[0, 256:].any()
+    assert int8.turned(unit).abs().eq(1.0).sum() == 256 and not int8.turned(unit)[0, 256:].any()  # its own block alone
 
 
 def test_outliers_cost_little() -> None:
     x, weight = with_outliers(random(1, 200, 1024)), random(96, 1024, seed=1)
     exact = x @ weight.mT
     turned = error(int8.linear(int8.formed(x, Form(x.dtype, torch.int8)), weight, None), exact)
-    assert turned < 0.012 and plain(x, weight).sub(exact).norm() / exact.norm() > 2 * turned
+    assert turned < 0.012 < 0.04 < error(plain(x, weight), exact)
 
 
 def test_what_tokens_were_is_told() -> None:

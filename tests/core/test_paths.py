@@ -45,6 +45,24 @@ def test_attention_in_8_bits(card: Card, expected: str) -> None:
     assert path.name == expected and path.why
 
 
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        (Card(None), "exact"),
+        (Card((7, 5), 8), "exact"),
+        (Card((8, 6), 12), "int8"),
+        (Card((8, 9), 24), "int8"),
+        (Card((8, 9), 24, triton=False), "exact"),
+        (Card((9, 0), 141), "exact"),
+        (Card((10, 0), 180), "exact"),
+        (Card((12, 0), 32), "int8"),
+    ],
+)
+def test_layers_in_8_bits(card: Card, expected: str) -> None:
+    path = paths.layers_in_8_bits(card)
+    assert path.name == expected and path.why
+
+
 def test_a_card_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(paths.OVERRIDE, "8.9:12")
     card = paths.card_of(torch.device("cpu"))

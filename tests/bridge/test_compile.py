@@ -13,7 +13,6 @@ import_comfy()
 
 import comfy.model_management as management
 import comfy.sample
-import comfy_kitchen.tensor.fp8
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from safetensors.torch import save_file
 from torch._dynamo.utils import counters
@@ -57,13 +56,6 @@ def test_one_graph_for_each_shape(tmp_path) -> None:
 # Quantised weights. What ComfyUI does with them cannot be traced.
 KINDS = ("fp8 scaled", "fp8 plain", "Q4_K", "Q8_0", "convrot_w4a4")
 TEXTS = tuple([[text[..., : family.TEXT_DIM], rest] for text, rest in given] for given in (POSITIVE, NEGATIVE))
-
-
-@pytest.fixture
-def float8_card(monkeypatch) -> None:
-    """Layers multiply float8, as on cards that can: PyTorch has the product for the CPU, but not under its new name."""
-    monkeypatch.setattr(management, "supports_fp8_compute", lambda device=None: True)
-    monkeypatch.setattr(comfy_kitchen.tensor.fp8, "scaled_mm_v2", torch._scaled_mm, raising=False)
 
 
 def by_node(model):

@@ -23,7 +23,9 @@ import_comfy()
 from make_pocket import make_pocket
 from pocket_files import copy_pocket
 from studio import Studio
+from wancore.nodes.bridge import int8
 from wancore.nodes.bridge.attention8 import with_attention8
+from wancore.nodes.bridge.layers8 import with_layers8
 from wancore.nodes.bridge.vae import load_vae
 from wancore.pocket import family, models
 from wancore.pocket.judge import correlation, judge, openings_of, psnr, regions
@@ -53,7 +55,7 @@ FIRST_FRAME, DECODED = 28.0, 30.0  # dB
 FOLLOWED, CHANCE = 0.8, 0.25  # correlation of opening and loudness; and with the loudness of other sounds
 NEARER = 2.0  # dB
 KEPT = 20.0  # dB between a picture and the most silent frame
-POINTS, POINTS_OF_8_BITS = 0.05, 0.02  # of obedience that quantised weights, and attention in 8 bits, may lose
+POINTS, POINTS_OF_8_BITS = 0.05, 0.02  # of obedience that quantised weights, and computing in 8 bits, may lose
 UNTRAINED = {  # members that cannot do their task yet, and why
     family.CLIP_VISION.short: "random weights: nothing was trained on its features",
     **{
@@ -187,11 +189,15 @@ def test_quantised_weights_obey_as_well(kind: str, files: Files, t2v: Studio, us
 
 @pytest.mark.slow
 @pytest.mark.skipif(not EVERYTHING, reason="two points of obedience show on all prompts only")
-def test_attention_in_8_bits_obeys_as_well(t2v: Studio, obeyed: Obedience, monkeypatch: pytest.MonkeyPatch):
-    """Rounded as on a card that has the kernel."""
+@pytest.mark.parametrize("rounded", [with_attention8, with_layers8], ids=["attention", "layers"])
+def test_8_bits_obey_as_well(
+    rounded: Callable[[object], object], t2v: Studio, obeyed: Obedience, monkeypatch: pytest.MonkeyPatch
+):
+    """Rounded as on a card that has the kernels."""
     monkeypatch.setattr(blocks, "attention_in_8_bits", attention8.reference)
-    rounded = replace(t2v, high=with_attention8(t2v.high), low=with_attention8(t2v.low))
-    found = film(rounded, TWENTY)
+    monkeypatch.setattr(int8, "_int8_on", lambda device: True)
+    changed = replace(t2v, high=rounded(t2v.high), low=rounded(t2v.low))
+    found = film(changed, TWENTY)
     assert found.share() >= obeyed.share() - POINTS_OF_8_BITS, f"{found}; exact: {obeyed}"
 
 

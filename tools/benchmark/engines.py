@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from ...nodes.bridge.attention8 import with_attention8
+from ...nodes.bridge.layers8 import with_layers8
 from ...nodes.bridge.lora import apply_lora
 from ...nodes.bridge.model import load_model
 from . import diffusers
@@ -26,6 +27,7 @@ from .workloads import Forward
 Given = tuple[Tensor, Tensor, Tensor]  # latent, sigma, text
 Call = Callable[[], Tensor]
 PLAIN = ("bf16", "fp8 scaled")  # kinds of files, see run.py
+KINDS = (*PLAIN, "Q8_0", "Q4_K")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ def _in_8_bits(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
     return forward(with_attention8(load_model(str(path), dtype=dtype)), given)
 
 
+def _all_in_8_bits(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
+    return forward(with_layers8(with_attention8(load_model(str(path), dtype=dtype))), given)
+
+
 def _with_loras(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
     model = load_model(str(path), dtype=dtype)
     for lora in loras_beside(path):
@@ -72,8 +78,9 @@ def _compiled(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
     return forward(compiled.args[0], given)
 
 
-OURS = Engine("WanCore", _ours, (*PLAIN, "Q8_0", "Q4_K"))
+OURS = Engine("WanCore", _ours, KINDS)
 IN_8_BITS = Engine("WanCore, 8-bit attention", _in_8_bits)
+ALL_IN_8_BITS = Engine("WanCore, 8-bit layers and attention", _all_in_8_bits, KINDS, by_name_only=True)
 NATIVE = Engine("ComfyUI as shipped", _native)
 ENGINES = (
     NATIVE,
@@ -83,8 +90,9 @@ ENGINES = (
     Engine("diffusers, cuDNN", diffusers.ready_with_cudnn, ("bf16",)),
     OURS,
     IN_8_BITS,
+    ALL_IN_8_BITS,
     Engine("WanCore, TorchCompileModel", _compiled, by_name_only=True),
-    Engine("WanCore, two LoRAs beside", _with_loras, ("bf16", "fp8 scaled", "Q8_0", "Q4_K")),
+    Engine("WanCore, two LoRAs beside", _with_loras, KINDS),
 )
 
 

@@ -17,13 +17,14 @@ import torch  # noqa: E402  (after comfy-aimdo)
 
 from ...wan_core.errors import WanError  # noqa: E402
 from . import predictions, report, timing, vae, workloads  # noqa: E402
-from .engines import ENGINES, IN_8_BITS, NATIVE, OURS, Engine, Given, inputs, running  # noqa: E402
+from .engines import ALL_IN_8_BITS, ENGINES, IN_8_BITS, NATIVE, OURS, Engine, Given, inputs, running  # noqa: E402
 from .kept import Kept  # noqa: E402
 from .timing import Row  # noqa: E402
 from .workloads import Forward  # noqa: E402
 
 ERROR_LAYERS = 4
-COMPARED, COMPARED_KINDS = (NATIVE.name, "diffusers", OURS.name, IN_8_BITS.name), ("bf16", "fp8 scaled")
+COMPARED = (NATIVE.name, "diffusers", OURS.name, IN_8_BITS.name, ALL_IN_8_BITS.name)
+COMPARED_KINDS = ("bf16", "fp8 scaled")
 KINDS = {"bf16": torch.bfloat16, "fp8 scaled": None, "Q8_0": None, "Q4_K": None}  # computed in; None: as loaded
 
 

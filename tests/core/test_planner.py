@@ -11,6 +11,7 @@ from wancore.wan_core.planner import memory, pace
 from wancore.wan_core.planner.memory import GIB, Clip, Part, Weights
 from wancore.wan_core.planner.overview import overview_of
 from wancore.wan_core.planner.plan import WAITED, Machine, Run, expected, plan, what
+from wancore.wan_core.planner.rounding import NOTHING, InEightBits
 from wancore.wan_core.weights import inspect
 
 from .hollow_files import text_encoder, transformer, vae
@@ -68,6 +69,8 @@ def test_the_least_is_near_what_bisection_found(row, files):
         "VAE decode": lambda *both: next(memory.vae(*both, encode=False)),
         "VAE encode": lambda *both: next(memory.vae(*both, encode=True)),
     }[row["phase"]](part, clip)
+    if ways := row.get("in_8_bits"):
+        planned = memory.sampling(part, clip, InEightBits(**dict.fromkeys(ways, True)))
     assert planned.name == row["phase"] and planned.vram / GIB == pytest.approx(row["gib"], rel=0.1)
 
 
@@ -181,15 +184,30 @@ def test_a_run_is_timed_within_a_tenth_after_one_calibration(row, files):
 def test_attention_in_8_bits_is_a_kind_of_its_own(files):
     """It takes less time and more memory, and what is learned from a run with it is not said of one without."""
     part, machine = files["t2v_A14B_expert", "fp8"], Machine(H200, 8 * GIB, 64 * GIB, 1000.0)
-    runs = [Run(part, CLIP, part, forwards=(2, 2), eight_bits=eight_bits) for eight_bits in (False, True)]
+    ways = (NOTHING, InEightBits(attention=True))
+    runs = [Run(part, CLIP, part, forwards=(2, 2), eight_bits=eight_bits) for eight_bits in ways]
     exact, rounded = (plan(run, machine, pace.Pace({})) for run in runs)
     assert exact.forward == pytest.approx(1.99, rel=0.05) and rounded.forward == pytest.approx(1.73, rel=0.05)
-    tokens = 32_760 * 5120 * 2
-    assert rounded.vram - exact.vram == pytest.approx(1.5 * tokens)  # int8 queries and keys, float8 values
+    tokens = 32_760 * 5120 * 2  # queries, keys and values in 8 bits, 1.5 of them, some of which fit into gaps
+    assert rounded.vram - exact.vram == pytest.approx(1.1 * tokens)
     assert rounded.sent > exact.sent
-    learned = pace.Pace({}).learned(what(part.checkpoint, True), 1.0, expected(part.checkpoint, CLIP, H200, True))
+    learned = pace.Pace({}).learned(what(part.checkpoint, ways[1]), 1.0, expected(part.checkpoint, CLIP, H200, ways[1]))
     exact, rounded = (plan(run, machine, learned) for run in runs)
     assert rounded.measured and rounded.forward == pytest.approx(1.0) and not exact.measured
+
+
+def test_layers_in_8_bits(files):
+    """A card without float8 units gains most."""
+    card, both = "NVIDIA GeForce RTX 3090", InEightBits(attention=True, layers=True)
+    for precision in ("fp8", "Q4_K", "bf16"):
+        part = files["t2v_A14B_expert", precision]
+        exact, rounded = (expected(part.checkpoint, CLIP, card, eight_bits) for eight_bits in (NOTHING, both))
+        assert rounded < 0.5 * exact
+    for precision, share in (("fp8", 1.0), ("bf16", 0.88), ("Q4_K", 0.88)):  # Hopper multiplies float8 as without
+        checkpoint = files["t2v_A14B_expert", precision].checkpoint
+        exact, rounded = (expected(checkpoint, CLIP, H200, InEightBits(layers=layers)) for layers in (False, True))
+        assert rounded == pytest.approx(share * exact, rel=0.03)
+    assert what(part.checkpoint, both).endswith("attention and layers in 8 bits")
 
 
 def test_what_lies_on_the_gpu_is_not_waited_for(files):

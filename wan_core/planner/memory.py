@@ -18,6 +18,7 @@ from ..config import TransformerConfig
 from ..geometry import FRAME_STRIDE, PATCH
 from ..weights import Checkpoint
 from ..weights.families import TEXT_ENCODER
+from .rounding import NOTHING, InEightBits
 
 GIB = 2**30
 SMALL_LAYER = 16 * 1024  # bytes: ComfyUI leaves smaller layers on the GPU
@@ -35,11 +36,13 @@ HELD_SPARING = 5.05  # where the feed-forward takes its tokens in parts: in the 
 HELD_EIGHT_BITS = 1.5  # queries, keys and values once more, where the attention takes them in 8 bits
 HELD_MORE = {"vace_dim": 2.7, "audio_dim": 2.5, "pose_dim": 2.6}  # for what adapters add to the blocks
 GAPS = 0.7  # more that fit into no gap of PyTorch's memory
+GAPS_EIGHT_BITS = 0.3  # where the attention takes them in 8 bits, which fit into some
 LATENTS = 12  # in float32: noise, conditionings, both prompts' answers, those that the solver remembers
 ROOM = 3.1  # times the activations: what PyTorch keeps of them between two layers, ComfyUI counts as taken
 ROOM_SPARING = 2.25  # where weights come and go, which then take what is left
 ROOM_FIXED = 0.54 * GIB  # of both
 DECODED = 2  # matrices of the size of the largest that is decoded, kept between the tokens
+TURNED = 2  # of float8 for int8: as they are and scaled
 TEXT_WORKING = 0.3 * GIB  # 512 tokens in UMT5-XXL
 TOKEN_TABLES = ("shared.", "token_embedding.", "token_embd.", "encoder.embed_tokens.")  # looked up in RAM
 BLOCK = re.compile(r"(?:blocks|encoder\.block|enc\.blk)\.\d+\.")  # of a model, of UMT5 in its spellings
@@ -157,13 +160,13 @@ class Phase:
 
 
 def activations(
-    config: TransformerConfig, tokens: int, *, sparing: bool, gaps: float = 0.0, eight_bits: bool = False
+    config: TransformerConfig, tokens: int, *, sparing: bool, gaps: float = 0.0, eight_bits: InEightBits = NOTHING
 ) -> float:
     """Bytes of a batch's tokens at the fullest moment of a block; sparing: the feed-forward takes them in parts.
 
-    `gaps` are counted in tensors of all tokens; `eight_bits`: the attention is computed in them.
+    `gaps` are counted in tensors of all tokens.
     """
-    held = HELD_SPARING + HELD_EIGHT_BITS * eight_bits
+    held = HELD_SPARING + HELD_EIGHT_BITS * eight_bits.attention
     if not sparing:
         held = max(held, HELD + config.ffn_dim / config.dim)
     held += sum(more for size, more in HELD_MORE.items() if getattr(config, size))
@@ -185,7 +188,13 @@ class Residence:
 
 
 def residence(
-    config: TransformerConfig, tokens: int, *, size: float, fetched: float, free: float, eight_bits: bool = False
+    config: TransformerConfig,
+    tokens: int,
+    *,
+    size: float,
+    fetched: float,
+    free: float,
+    eight_bits: InEightBits = NOTHING,
 ) -> Residence:
     """How many of `size` bytes of weights stay where `free` bytes are there for them and all that works with them.
 
@@ -198,13 +207,16 @@ def residence(
     return Residence(min(size, max(0.0, free - working)), working, sparing=True)
 
 
-def sampling(model: Part, clip: Clip, eight_bits: bool = False) -> Phase:
-    """The forwards of one expert, one prompt after the other; `eight_bits` of the attention."""
+def sampling(model: Part, clip: Clip, eight_bits: InEightBits = NOTHING) -> Phase:
+    """The forwards of one expert, one prompt after the other."""
     tokens, weights = clip.tokens(model.config) * clip.batch, model.weights
-    working = activations(model.config, tokens, sparing=True, gaps=GAPS, eight_bits=eight_bits)
+    gaps = GAPS_EIGHT_BITS if eight_bits.attention else GAPS
+    working = activations(model.config, tokens, sparing=True, gaps=gaps, eight_bits=eight_bits)
     working += latents(model.config, tokens)
     if model.checkpoint.in_blocks:
         working += DECODED * weights.decoded
+    elif eight_bits.layers:
+        working += TURNED * weights.decoded
     needed = CONTEXT + BESIDE + weights.kept + IN_FLIGHT * weights.fetched + working
     return Phase("sampling", needed, PROCESS + PINNED)
 
@@ -263,7 +275,7 @@ def phases(
     text_encoder: Part | None = None,
     vae_file: Part | None = None,
     encode: bool = False,
-    eight_bits: bool = False,
+    eight_bits: InEightBits = NOTHING,
 ) -> tuple[Phase, ...]:
     """All phases of a run, in order."""
     found = [text_encode(text_encoder)] if text_encoder else []
@@ -284,7 +296,7 @@ def least_ram(found: tuple[Phase, ...], vram: float = 0.0) -> float:
     return max(phase.ram + (phase.canvas if 0 < vram < phase.whole else 0.0) for phase in found)
 
 
-def transfer(model: Part, clip: Clip, vram: float, eight_bits: bool = False) -> float:
+def transfer(model: Part, clip: Clip, vram: float, eight_bits: InEightBits = NOTHING) -> float:
     """Bytes that go to the GPU in each forward from the second on, with so many bytes of the card free at the start.
 
     In the first one all of them go there but those that still lie there.

@@ -3,7 +3,8 @@
 Rates are TFLOP/s without sparsity, float32 sums. GeForce: NVIDIA's Ampere, Ada and Blackwell whitepapers (RTX 3090 71
 in bf16; RTX 4090 165 in bf16, 330 in float8), other cards by their multiprocessors and boost clocks; PRACTICE of that
 is what matrix products and attention reach there. H200: measured inside a forward. Attention in 8 bits: 134, 322 and
-479 TFLOP/s on RTX 3090, 4090 and 5090 where FlashAttention-2 has 70, 164 and 214, by SageAttention's README.
+479 TFLOP/s on RTX 3090, 4090 and 5090 where FlashAttention-2 has 70, 164 and 214, by SageAttention's README. Products
+in int8: the same whitepapers (284 and 661 TOP/s), less a quarter for turning, rounding and what is not reached.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import TransformerConfig
+from .rounding import NOTHING, InEightBits
 
 PRACTICE = 0.92
+INT8 = 3.0  # of a GeForce card's rate in bf16, where 4 is what its units do
 PASSES = 22  # tensors of tokens that norms, gates and rotation read or write in a block, at two bytes a value
 TERA, GIGA = 1e12, 1e9
 
@@ -27,6 +30,7 @@ class Rates:
 
     half: float  # TFLOP/s of bf16 products
     float8: float | None  # of float8 products; None: weights are decoded and multiplied in bf16
+    int8: float  # of int8 products, rounding included
     attention: float  # TFLOP/s in bf16
     attention8: float  # in 8 bits, rounding included
     bandwidth: float  # GB/s
@@ -34,7 +38,7 @@ class Rates:
 
 def _geforce(half: float, bandwidth: float, *, float8: bool) -> Rates:
     half *= PRACTICE
-    return Rates(half, 2 * half if float8 else None, half, 1.9 * half, bandwidth * PRACTICE)
+    return Rates(half, 2 * half if float8 else None, INT8 * half, half, 1.9 * half, bandwidth * PRACTICE)
 
 
 CARDS: Mapping[str, Rates] = {
@@ -46,8 +50,8 @@ CARDS: Mapping[str, Rates] = {
     "RTX 4080": _geforce(97.5, 717, float8=True),
     "RTX 4090": _geforce(165, 1008, float8=True),
     "RTX 5090": _geforce(209.5, 1792, float8=True),
-    "H100": Rates(690, 1300, 600, 750, 1900),
-    "H200": Rates(760, 1450, 690, 865, 2400),
+    "H100": Rates(690, 1300, 910, 600, 750, 1900),
+    "H200": Rates(760, 1450, 1000, 690, 865, 2400),
 }
 
 
@@ -65,11 +69,12 @@ class Work:
     attention: float
     traffic: float
 
-    def seconds(self, rates: Rates, *, float8: bool, eight_bits: bool = False) -> float:
-        """With the weights at hand; `eight_bits` of the attention."""
+    def seconds(self, rates: Rates, *, float8: bool, eight_bits: InEightBits = NOTHING) -> float:
+        """With the weights at hand."""
         products = rates.float8 if float8 and rates.float8 else rates.half
-        arithmetic = self.linear / products + self.attention / (rates.attention8 if eight_bits else rates.attention)
-        return arithmetic / TERA + self.traffic / rates.bandwidth / GIGA
+        linear = self.linear / max(products, rates.int8 if eight_bits.layers else 0.0)
+        attention = self.attention / (rates.attention8 if eight_bits.attention else rates.attention)
+        return (linear + attention) / TERA + self.traffic / rates.bandwidth / GIGA
 
 
 def work(config: TransformerConfig, tokens: int, batch: int = 1) -> Work:

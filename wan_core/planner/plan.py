@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from ..weights import Checkpoint
 from . import memory, pace
 from .memory import GIB, Clip, Part, Phase
+from .rounding import NOTHING, InEightBits
 
 WAITED = 0.1  # share of its transfers that the first forward of an expert waits for; measured: 0.05 to 0.2
-UNKNOWN = pace.Rates(100.0, None, 100.0, 100.0, 1000.0)  # a card without rates: only what was measured on it counts
+# A card without rates: only what was measured on it counts.
+UNKNOWN = pace.Rates(100.0, None, 100.0, 100.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Run:
     encodes: bool = False  # whether a picture or clip goes through the VAE first
     forwards: tuple[int, int] = (0, 0)  # of the high and the low expert
     there: tuple[float, float] = (0.0, 0.0)  # bytes of each that lie on the GPU when the run begins
-    eight_bits: bool = False  # of the self-attention
+    eight_bits: InEightBits = NOTHING
 
     @property
     def experts(self) -> tuple[Part, ...]:
@@ -120,7 +122,7 @@ def first_seconds(run: Run, machine: Machine) -> float:
 
 
 def forward_seconds(
-    checkpoint: Checkpoint, clip: Clip, machine: Machine, learned: pace.Pace, eight_bits: bool = False
+    checkpoint: Checkpoint, clip: Clip, machine: Machine, learned: pace.Pace, eight_bits: InEightBits = NOTHING
 ) -> tuple[float | None, bool]:
     """Seconds of one forward with its weights at hand, and whether that was measured here; None: nothing is known."""
     rates = pace.rates_of(machine.card)
@@ -129,7 +131,7 @@ def forward_seconds(
     return (seconds if rates is not None or measured else None), measured
 
 
-def expected(checkpoint: Checkpoint, clip: Clip, card: str, eight_bits: bool = False) -> float:
+def expected(checkpoint: Checkpoint, clip: Clip, card: str, eight_bits: InEightBits = NOTHING) -> float:
     """Seconds of one forward by arithmetic alone, what measurements are compared with."""
     assert checkpoint.config is not None
     rates = pace.rates_of(card) or UNKNOWN
@@ -137,8 +139,8 @@ def expected(checkpoint: Checkpoint, clip: Clip, card: str, eight_bits: bool = F
     return needed.seconds(rates, float8=checkpoint.precision.startswith("fp8"), eight_bits=eight_bits)
 
 
-def what(checkpoint: Checkpoint, eight_bits: bool = False) -> str:
+def what(checkpoint: Checkpoint, eight_bits: InEightBits = NOTHING) -> str:
     """What a measurement is kept under: one kind of model in one precision."""
     assert checkpoint.config is not None
     told = f"forward, width {checkpoint.config.dim}, {checkpoint.precision} {checkpoint.quantised}".strip()
-    return f"{told}, attention in 8 bits" if eight_bits else told
+    return f"{told}{eight_bits}"

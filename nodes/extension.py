@@ -8,6 +8,7 @@ from . import (
     animate,
     decode,
     doctor,
+    eight_bits,
     frames,
     fun,
     guidance,
@@ -27,7 +28,7 @@ from . import (
 )
 
 CONDITIONING = (text, latents, images, keyframes, frames, vace, fun, long_video, sound, animate)
-FAMILIES = (loaders, vision, lora, *CONDITIONING, guidance, sampling, official, decode, save, doctor)
+FAMILIES = (loaders, vision, lora, *CONDITIONING, guidance, eight_bits, sampling, official, decode, save, doctor)
 
 
 class WanExtension(ComfyExtension):

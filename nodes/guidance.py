@@ -8,10 +8,8 @@ from comfy_api.latest import io
 
 from ..wan_core.guidance import NormalizedGuidance
 from ..wan_core.weights.names import HIGH, LOW
-from .bridge import attention8, layers8
 from .bridge.nag import with_nag
 from .bridge.pair import Pair
-from .bridge.show import show_on_node
 from .bridge.step_cache import CacheReport, with_step_cache
 
 
@@ -110,67 +108,4 @@ class WanCoreStepCache(io.ComfyNode):
         return io.NodeOutput(cached, None if low is None else with_step_cache(low, threshold_low, LOW, report))
 
 
-class WanCoreAttention8(io.ComfyNode):
-    """Rounds the inputs of the self-attention to 8 bits."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="WanCoreAttention8",
-            display_name="Wan 8-bit Attention",
-            category="WanCore/sampling",
-            description="Computes the self-attention in 8 bits, which makes steps shorter and changes the clip "
-            "slightly, on cards from RTX 30 on; on others it stays exact. The node says which it is.",
-            search_aliases=["sage attention", "fp8 attention", "int8 attention", "faster"],
-            inputs=[
-                io.Model.Input("high", tooltip="The high-noise expert, or the only model."),
-                io.Model.Input("low", optional=True, tooltip="The low-noise expert; open for a single model."),
-            ],
-            outputs=[
-                io.Model.Output("high", tooltip="The high-noise expert; the one given stays as it is."),
-                io.Model.Output("low", tooltip="The low-noise expert; empty if none came in."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def execute(cls, high: Any, low: Any | None = None) -> io.NodeOutput:
-        path = attention8.path()
-        show_on_node(cls.hidden.unique_id, f"{path.name}: {path.why}")
-        changed = attention8.with_attention8(high, HIGH)
-        return io.NodeOutput(changed, None if low is None else attention8.with_attention8(low, LOW))
-
-
-class WanCoreLayers8(io.ComfyNode):
-    """Makes the linear layers of the blocks multiply in int8."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="WanCoreLayers8",
-            display_name="Wan 8-bit Layers",
-            category="WanCore/sampling",
-            description="Multiplies the linear layers of the blocks in int8, for files of any precision, which makes "
-            "steps shorter and changes the clip slightly, on cards RTX 30 to 50; on others it stays exact. The node "
-            "says which it is.",
-            search_aliases=["int8", "w8a8", "quantize", "hadamard", "faster"],
-            inputs=[
-                io.Model.Input("high", tooltip="The high-noise expert, or the only model."),
-                io.Model.Input("low", optional=True, tooltip="The low-noise expert; open for a single model."),
-            ],
-            outputs=[
-                io.Model.Output("high", tooltip="The high-noise expert; the one given stays as it is."),
-                io.Model.Output("low", tooltip="The low-noise expert; empty if none came in."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def execute(cls, high: Any, low: Any | None = None) -> io.NodeOutput:
-        path = layers8.path()
-        show_on_node(cls.hidden.unique_id, f"{path.name}: {path.why}")
-        changed = layers8.with_layers8(high, HIGH)
-        return io.NodeOutput(changed, None if low is None else layers8.with_layers8(low, LOW))
-
-
-NODES = [WanCoreNAG, WanCoreStepCache, WanCoreAttention8, WanCoreLayers8]
+NODES = [WanCoreNAG, WanCoreStepCache]

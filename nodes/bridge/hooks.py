@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...wan_core.hooks import Block, Hooks, PositionTransform
 from ...wan_core.stream import Stream
-from . import attention8, host, layers8, residency, texts
+from . import host, residency, texts
+from .eight_bits import ATTENTION, LAYERS
 
 torch.compiler.assume_constant_result(host.attention_is_chosen)  # ComfyUI's flags, which no compiler can read
 
@@ -36,8 +37,8 @@ def hooks_of(options: dict[str, Any]) -> Hooks:
         positions=_positions(options.get("rope_options")),
         at_block=call.at_block,
         stream_options=options,
-        in_eight_bits=options.get(attention8.OPTION, False),
-        layers_in_int8=options.get(layers8.OPTION, False),
+        in_eight_bits=options.get(ATTENTION.option, False),
+        layers_in_int8=options.get(LAYERS.option, False),
         sparing=options.get(residency.OPTION, False),
         texts=None if torch.compiler.is_compiling() else options.get(texts.OPTION),
         recovery=None if torch.compiler.is_compiling() else residency.RECOVERY,

@@ -21,7 +21,7 @@ from ...wan_core.planner.memory import GIB, Clip, Part, compression_of
 from ...wan_core.planner.overview import overview, overview_of
 from ...wan_core.planner.plan import Machine, Run, expected, plan, what
 from ...wan_core.weights import Checkpoint, inspect
-from . import attention8
+from .eight_bits import in_eight_bits
 from .meter import Meter
 from .pair import Pair
 
@@ -110,7 +110,7 @@ class RunPlan:
         batch, _, frames, rows, columns = shape
         clip = Clip(columns * scale, rows * scale, 1 + (frames - 1) * FRAME_STRIDE, batch)
         there = (pair.high.loaded_size(), pair.low.loaded_size() if pair.low is not None else 0.0)
-        eight_bits = attention8.is_on(pair.high.model_options["transformer_options"])
+        eight_bits = in_eight_bits(pair.high.model_options["transformer_options"])
         run = Run(high, clip, low, forwards=forwards, there=there, eight_bits=eight_bits)
         return cls(run, machine(), Meter())
 

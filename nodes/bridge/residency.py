@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ...wan_core.hooks import Recovery
 from ...wan_core.planner.memory import IN_FLIGHT, residence, tokens_of
-from . import attention8, leftovers
+from . import leftovers
+from .eight_bits import in_eight_bits
 from .pins import size_of
 
 OPTION = "wan_core_sparing"  # in the options of a call: activations are to take little, as weights come and go
@@ -125,7 +126,7 @@ def _settle(patcher: Any, x: Tensor, options: dict[str, Any]) -> bool:
         size=vbar.offset,
         fetched=fetched,
         free=reachable(patcher),
-        eight_bits=attention8.is_on(options),
+        eight_bits=in_eight_bits(options),
     )
     _make_room(patcher, stay.weights + stay.working)
     if stay.weights < vbar.offset:

@@ -11,7 +11,7 @@ import_comfy()
 
 from safetensors.torch import save_file
 from wancore.nodes.bridge import host
-from wancore.nodes.bridge.attention8 import OPTION, is_on, path, with_attention8
+from wancore.nodes.bridge.eight_bits import ATTENTION
 from wancore.nodes.bridge.hooks import hooks_of
 from wancore.nodes.bridge.model import load_model
 from wancore.wan_core import paths
@@ -25,24 +25,28 @@ def test_option_is_of_the_clone(tmp_path) -> None:
     save_file(weights(1), tmp_path / "wan.safetensors")
     with torch.inference_mode():
         model = load_model(str(tmp_path / "wan.safetensors"), dtype=torch.float32)
-    changed = with_attention8(model)
+    changed = ATTENTION.put_on(model)
     assert hooks_of(dict(changed.model_options["transformer_options"])).in_eight_bits
     assert not hooks_of(dict(model.model_options.get("transformer_options", {}))).in_eight_bits
 
 
 def test_a_native_model_is_refused() -> None:
     with pytest.raises(InputError, match="Wan Load"):
-        with_attention8(native_model(1))
+        ATTENTION.put_on(native_model(1))
 
 
 def test_exact_without_a_kernel() -> None:
     q, k, v = torch.randn(3, 1, 40, 256, generator=torch.Generator().manual_seed(0)).unbind(0)
-    assert path().name == "exact" and not is_on({OPTION: True})
+    assert ATTENTION.path().name == "exact" and not ATTENTION.is_on({ATTENTION.option: True})
     assert torch.equal(attention_in_8_bits(q, k, v, 2), torch_attention(q, k, v, 2))
 
 
 def test_a_flag_that_chooses_an_attention_goes_first(monkeypatch) -> None:
     monkeypatch.setenv(paths.OVERRIDE, "8.6:12")
-    assert path().name == "int8" and is_on({OPTION: True}) and not is_on({})
+    assert ATTENTION.path().name == "int8" and ATTENTION.is_on({ATTENTION.option: True}) and not ATTENTION.is_on({})
     monkeypatch.setattr(host, "attention_is_chosen", lambda: True)
-    assert path().name == "exact" and "goes first" in path().why and not is_on({OPTION: True})
+    assert (
+        ATTENTION.path().name == "exact"
+        and "goes first" in ATTENTION.path().why
+        and not ATTENTION.is_on({ATTENTION.option: True})
+    )

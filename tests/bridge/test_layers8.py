@@ -16,8 +16,8 @@ import comfy.utils
 from safetensors.torch import save_file
 from torch import Tensor
 from wancore.nodes.bridge import int8, residency
+from wancore.nodes.bridge.eight_bits import LAYERS
 from wancore.nodes.bridge.hooks import hooks_of
-from wancore.nodes.bridge.layers8 import OPTION, is_on, path, with_layers8
 from wancore.nodes.bridge.lora import apply_lora
 from wancore.nodes.bridge.lora_table import running
 from wancore.nodes.bridge.model import load_model
@@ -78,7 +78,7 @@ def test_files_of_every_storage_multiply_in_int8(file: str, lora: bool, calls: l
         exact = with_lora(exact, pairs())
     expected = velocity(exact)
     assert not calls
-    found = velocity(with_layers8(exact))
+    found = velocity(LAYERS.put_on(exact))
     assert len(calls) == OF_A_BLOCK * len(exact.model.diffusion_model.blocks)
     assert all(x.values.dtype == torch.int8 for x in calls)
     assert 0 < relative(found, expected) < NEAR
@@ -88,20 +88,20 @@ def test_files_of_every_storage_multiply_in_int8(file: str, lora: bool, calls: l
 @pytest.mark.parametrize("kind", NATIVE)
 def test_integers_are_multiplied_as_they_are(kind: str, tmp_path: Path, calls: list[Turned8]) -> None:
     model = load_model(write_format(tmp_path / NAME, kind))
-    assert torch.equal(velocity(with_layers8(model)), velocity(model)) and not calls
+    assert torch.equal(velocity(LAYERS.put_on(model)), velocity(model)) and not calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_other_types_of_computing(plain: str, dtype: torch.dtype, calls: list[Turned8]) -> None:
     model = load_model(plain, dtype=dtype)
-    expected, found = velocity(model, dtype), velocity(with_layers8(model), dtype)
+    expected, found = velocity(model, dtype), velocity(LAYERS.put_on(model), dtype)
     assert calls[0].dtype == dtype and 0 < relative(found, expected) < NEAR
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_sparing_calls_take_parts(plain: str, batch: int, calls: list[Turned8]) -> None:
     """Parts of several samples lie apart in memory."""
-    model = with_layers8(load_model(plain, dtype=torch.float32))
+    model = LAYERS.put_on(load_model(plain, dtype=torch.float32))
     whole = velocity(model, torch.float32, batch)
     every = len(calls)
     parts = velocity(model, torch.float32, batch, **{residency.OPTION: True})
@@ -115,7 +115,7 @@ def test_loras_of_the_table_get_exact_tokens(plain: str, tmp_path: Path, calls: 
     model = load_model(plain)
     changed = apply_lora(model, str(tmp_path / "lightx2v_high_noise.safetensors"), "a", 1.0, merge=False)[0]
     with running(changed.model, changed.model_options["transformer_options"], 0):
-        expected, found = velocity(changed), velocity(with_layers8(changed))
+        expected, found = velocity(changed), velocity(LAYERS.put_on(changed))
     assert all(x.exact is not None for x in calls)
     assert 0 < relative(found, expected) < NEAR < relative(found, velocity(model))
 
@@ -147,7 +147,7 @@ def test_a_sampling_stays_near(plain: str, calls: list[Turned8]) -> None:
         given = (*texts, torch.zeros_like(start))
         return comfy.sample.sample(patcher, start, 4, 1.0, "euler", "simple", *given, disable_pbar=True, seed=1)
 
-    exact, found = sampled(model), sampled(with_layers8(model))
+    exact, found = sampled(model), sampled(LAYERS.put_on(model))
     assert calls and 0 < relative(found, exact) < NEAR
     assert torch.equal(sampled(model), exact)
 
@@ -161,29 +161,29 @@ def test_error_beside_float8_of_comfyui(tmp_path: Path, calls: list[Turned8], fl
     error = {"ComfyUI": relative(engines.NATIVE.ready(paths["fp8 scaled"], None, given)(), reference)}
     assert not calls
     for kind, file in paths.items():
-        error[kind] = relative(engines.forward(with_layers8(load_model(str(file))), given)(), reference)
+        error[kind] = relative(engines.forward(LAYERS.put_on(load_model(str(file))), given)(), reference)
     assert len(calls) == 2 * 2 * OF_A_BLOCK
     assert all(error[kind] <= ALLOWED * error["ComfyUI"] for kind in paths), error
 
 
 def test_option_is_of_the_clone(plain: str) -> None:
     model = load_model(plain)
-    changed = with_layers8(model)
+    changed = LAYERS.put_on(model)
     assert hooks_of(dict(changed.model_options["transformer_options"])).layers_in_int8
     assert not hooks_of(dict(model.model_options.get("transformer_options", {}))).layers_in_int8
 
 
 def test_a_native_model_is_refused() -> None:
     with pytest.raises(InputError, match="Wan Load"):
-        with_layers8(native_model(1))
+        LAYERS.put_on(native_model(1))
 
 
 def test_exact_without_a_kernel(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A named card does not bring the programs along."""
     model = load_model(plain)
-    assert path().name == "exact" and not is_on({OPTION: True})
+    assert LAYERS.path().name == "exact" and not LAYERS.is_on({LAYERS.option: True})
     monkeypatch.setenv(paths.OVERRIDE, "8.6:12")
     int8._int8_on.cache_clear()
-    assert path().name == "int8" and is_on({OPTION: True}) and not is_on({})
-    assert not has_int8(CPU) and torch.equal(velocity(with_layers8(model)), velocity(model))
+    assert LAYERS.path().name == "int8" and LAYERS.is_on({LAYERS.option: True}) and not LAYERS.is_on({})
+    assert not has_int8(CPU) and torch.equal(velocity(LAYERS.put_on(model)), velocity(model))
     int8._int8_on.cache_clear()

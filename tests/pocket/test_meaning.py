@@ -24,8 +24,7 @@ from make_pocket import make_pocket
 from pocket_files import copy_pocket
 from studio import Studio
 from wancore.nodes.bridge import int8
-from wancore.nodes.bridge.attention8 import with_attention8
-from wancore.nodes.bridge.layers8 import with_layers8
+from wancore.nodes.bridge.eight_bits import ATTENTION, LAYERS, Wish
 from wancore.nodes.bridge.vae import load_vae
 from wancore.pocket import family, models
 from wancore.pocket.judge import correlation, judge, openings_of, psnr, regions
@@ -189,14 +188,12 @@ def test_quantised_weights_obey_as_well(kind: str, files: Files, t2v: Studio, us
 
 @pytest.mark.slow
 @pytest.mark.skipif(not EVERYTHING, reason="two points of obedience show on all prompts only")
-@pytest.mark.parametrize("rounded", [with_attention8, with_layers8], ids=["attention", "layers"])
-def test_8_bits_obey_as_well(
-    rounded: Callable[[object], object], t2v: Studio, obeyed: Obedience, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("wish", [ATTENTION, LAYERS], ids=["attention", "layers"])
+def test_8_bits_obey_as_well(wish: Wish, t2v: Studio, obeyed: Obedience, monkeypatch: pytest.MonkeyPatch):
     """Rounded as on a card that has the kernels."""
     monkeypatch.setattr(blocks, "attention_in_8_bits", attention8.reference)
     monkeypatch.setattr(int8, "_int8_on", lambda device: True)
-    changed = replace(t2v, high=rounded(t2v.high), low=rounded(t2v.low))
+    changed = replace(t2v, high=wish.put_on(t2v.high), low=wish.put_on(t2v.low))
     found = film(changed, TWENTY)
     assert found.share() >= obeyed.share() - POINTS_OF_8_BITS, f"{found}; exact: {obeyed}"
 

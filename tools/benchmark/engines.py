@@ -16,8 +16,7 @@ from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from ...nodes.bridge.attention8 import with_attention8
-from ...nodes.bridge.layers8 import with_layers8
+from ...nodes.bridge.eight_bits import ATTENTION, LAYERS
 from ...nodes.bridge.lora import apply_lora
 from ...nodes.bridge.model import load_model
 from . import diffusers
@@ -58,11 +57,11 @@ def _ours(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
 
 
 def _in_8_bits(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
-    return forward(with_attention8(load_model(str(path), dtype=dtype)), given)
+    return forward(ATTENTION.put_on(load_model(str(path), dtype=dtype)), given)
 
 
 def _all_in_8_bits(path: Path, dtype: torch.dtype | None, given: Given) -> Call:
-    return forward(with_layers8(with_attention8(load_model(str(path), dtype=dtype))), given)
+    return forward(LAYERS.put_on(ATTENTION.put_on(load_model(str(path), dtype=dtype))), given)
 
 
 def _with_loras(path: Path, dtype: torch.dtype | None, given: Given) -> Call:

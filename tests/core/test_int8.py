@@ -24,7 +24,9 @@ SIZES = {
     "several tiles": (1, 300, 768, 144),
 }  # B, L, K, N
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}  # one rounding of the result
-MOVED = 2e-3  # share of values that a sum in another order rounds to the neighbouring step
+# Share of values that a sum in another order rounds to the neighbouring step; a card turns in tf32, whose 11 bits move
+# one in 200 of tokens in bfloat16, and more of those in float32.
+MOVED = 0.02 if DEVICE == "cuda" else 2e-3
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -23,11 +23,11 @@ from .rows8 import Form
 
 ROWS, ROUND_WARPS = 16, 4  # of a program that rounds
 OUT_ROWS, OUT_COLUMNS, INNER = 128, 128, 128  # of a program that multiplies
-WARPS, STAGES = 8, 3
+WARPS, STAGES = 4, 3
 TOGETHER = 8  # programs of neighbouring rows that share columns of weights in the cache
 TRIED = (200, 512)  # rows and channels of the comparison: the last tile is not full
 TRIED_IN = torch.float16 if INTERPRETED else torch.bfloat16  # whose products the interpreter lacks
-NEAR = 1e-3  # from the reference, relative: a value between two steps can go to either
+NEAR = 5e-3  # from the reference, relative: turned in tf32, some values round to a neighbouring step (3e-3)
 
 SIDE, BLOCK = tl.constexpr(int8.SIDE), tl.constexpr(int8.BLOCK)
 STEPS, SMALLEST = tl.constexpr(int8.STEPS), tl.constexpr(int8.SMALLEST)

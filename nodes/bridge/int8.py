@@ -1,4 +1,4 @@
-"""Linear layers in int8 over files of every storage, where a MODEL has the option (layers8.py).
+"""Linear layers in int8 over files of every storage, where a MODEL has the option (eight_bits.py).
 
 The stored weight is cast, decoded, moved and patched by ComfyUI's own functions, as for an exact product; what they
 return is turned and rounded on the fly, which costs about a hundredth of a forward.
@@ -68,6 +68,12 @@ def form(device: torch.device, dtype: torch.dtype, *layers: Any) -> Form | None:
     if not _int8_on(device) or not all(isinstance(layer, Int8Linear) and layer.takes_int8 for layer in layers):
         return None
     return Form(dtype, torch.int8, exact=any(layer.has_patches for layer in layers))
+
+
+@cache
+def float8_first(device: torch.device) -> bool:
+    """Whether rows of float8 go first where a file has them."""
+    return paths.float8_first(paths.card_of(device))
 
 
 @cache

@@ -18,7 +18,7 @@ from . import host, residency
 from .branches import BranchedLinear
 from .float8 import Float8Linear
 from .float8 import form as in_float8
-from .int8 import Int8Linear
+from .int8 import Int8Linear, float8_first
 from .int8 import form as in_int8
 from .lookup import LookedUp
 from .lora_table import TableReader, added, on_weights
@@ -63,7 +63,10 @@ def parameter(module: nn.Module, name: str, like: Tensor) -> Tensor:
 
 def form(device: torch.device, dtype: torch.dtype, *layers: nn.Module, int8: bool = False) -> Form:
     """The form of the tokens that all of these layers take: int8 where it is asked for and they have it."""
-    return (in_int8(device, dtype, *layers) if int8 else None) or in_float8(device, dtype, *layers)
+    found = in_float8(device, dtype, *layers)
+    if not int8 or (found.values is not None and float8_first(device)):
+        return found
+    return in_int8(device, dtype, *layers) or found
 
 
 def stream(

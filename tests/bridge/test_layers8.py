@@ -15,7 +15,7 @@ import comfy.sample
 import comfy.utils
 from safetensors.torch import save_file
 from torch import Tensor
-from wancore.nodes.bridge import int8, residency
+from wancore.nodes.bridge import float8, int8, residency
 from wancore.nodes.bridge.eight_bits import LAYERS
 from wancore.nodes.bridge.hooks import hooks_of
 from wancore.nodes.bridge.lora import apply_lora
@@ -136,6 +136,21 @@ def test_layers_say_what_they_take(plain: str, calls: list[Turned8]) -> None:
     layer._full_precision_mm_config = False
     with torch.inference_mode(False), torch.enable_grad():
         assert form(CPU, half, layer, int8=True) == Form(half)
+
+
+@pytest.mark.parametrize(("card", "first"), [("9.0", torch.float8_e4m3fn), ("8.9", torch.int8)])
+def test_float8_goes_first_on_hopper(
+    card: str, first: torch.dtype, plain: str, tmp_path: Path, calls: list[Turned8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There it is no slower, and needs no pass of its own to be turned."""
+    monkeypatch.setenv(paths.OVERRIDE, card)
+    monkeypatch.setattr(float8, "_rows8_on", lambda device: True)
+    int8.float8_first.cache_clear()
+    files = {plain: torch.int8, write_format(tmp_path / NAME, "fp8 scaled"): first}
+    for file, values in files.items():
+        layer = comfy.utils.get_attr(load_model(file).model.diffusion_model, LAYER)
+        assert form(CPU, torch.bfloat16, layer, int8=True).values is values
+    int8.float8_first.cache_clear()
 
 
 def test_a_sampling_stays_near(plain: str, calls: list[Turned8]) -> None:

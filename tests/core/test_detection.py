@@ -540,7 +540,7 @@ def test_what_8_bits_come_to_is_told(parts):
     report = diagnose([parts[0]["t2v_1.3B"].path], Card((8, 6), 24.0)).report()
     assert "layers: with the node Wan 8-bit Layers int8" in report and "Wan 8-bit Attention int8" in report
     hopper = diagnose([parts[0]["t2v_1.3B"].path], Card((9, 0), 141.0)).report()
-    assert "layers: with the node Wan 8-bit Layers exact" in hopper
+    assert "Wan 8-bit Layers int8" in hopper and "fp8 files multiply in float8" in hopper
 
 
 def test_every_model_of_the_pack_is_judged_fine(parts):

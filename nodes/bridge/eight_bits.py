@@ -59,6 +59,11 @@ ATTENTION = Wish("wan_core_attention_8", _attention)  # the self-attention
 LAYERS = Wish("wan_core_layers_8", paths.layers_in_8_bits)  # the blocks' linear layers: int8.py
 
 
+def possible() -> InEightBits:
+    """What this machine has kernels for."""
+    return InEightBits(*(wish.path().name == paths.INT8 for wish in (ATTENTION, LAYERS)))
+
+
 def in_eight_bits(options: dict[str, Any]) -> InEightBits:
     """What transformer options make of a forward on this machine."""
     return InEightBits(attention=ATTENTION.is_on(options), layers=LAYERS.is_on(options))

@@ -21,7 +21,7 @@ from ...wan_core.planner.memory import GIB, Clip, Part, compression_of
 from ...wan_core.planner.overview import overview, overview_of
 from ...wan_core.planner.plan import Machine, Run, expected, plan, what
 from ...wan_core.weights import Checkpoint, inspect
-from .eight_bits import in_eight_bits
+from .eight_bits import in_eight_bits, possible
 from .meter import Meter
 from .pair import Pair
 
@@ -37,7 +37,8 @@ def machine() -> Machine:
         return Machine(ram=ram)
     there = [loaded.model for loaded in management.current_loaded_models if loaded.device == device]
     free = management.get_free_memory(device) + sum(model.loaded_size() for model in there if model is not None)
-    return Machine(torch.cuda.get_device_name(device), float(free) + context(), ram, link(device.index or 0))
+    name, rate = torch.cuda.get_device_name(device), link(device.index or 0)
+    return Machine(name, float(free) + context(), ram, rate, possible())
 
 
 def own_ram() -> int:

@@ -16,7 +16,7 @@ import comfy.utils
 from safetensors.torch import save_file
 from torch import Tensor
 from wancore.nodes.bridge import float8, int8, residency
-from wancore.nodes.bridge.eight_bits import LAYERS
+from wancore.nodes.bridge.eight_bits import LAYERS, possible
 from wancore.nodes.bridge.hooks import hooks_of
 from wancore.nodes.bridge.lora import apply_lora
 from wancore.nodes.bridge.lora_table import running
@@ -26,6 +26,7 @@ from wancore.tools.benchmark import engines, kept, workloads
 from wancore.wan_core import paths
 from wancore.wan_core.errors import InputError
 from wancore.wan_core.kernels import Form, Turned8, has_int8, linear8
+from wancore.wan_core.planner.rounding import NOTHING, InEightBits
 
 from .native_wan import native_model, noise, prompts, relative
 from .quantised_files import FORMATS, family, is_known, write_format
@@ -196,9 +197,10 @@ def test_a_native_model_is_refused() -> None:
 def test_exact_without_a_kernel(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A named card does not bring the programs along."""
     model = load_model(plain)
-    assert LAYERS.path().name == "exact" and not LAYERS.is_on({LAYERS.option: True})
+    assert LAYERS.path().name == "exact" and not LAYERS.is_on({LAYERS.option: True}) and possible() == NOTHING
     monkeypatch.setenv(paths.OVERRIDE, "8.6:12")
     int8._int8_on.cache_clear()
     assert LAYERS.path().name == "int8" and LAYERS.is_on({LAYERS.option: True}) and not LAYERS.is_on({})
+    assert possible() == InEightBits(attention=True, layers=True)
     assert not has_int8(CPU) and torch.equal(velocity(LAYERS.put_on(model)), velocity(model))
     int8._int8_on.cache_clear()

@@ -210,6 +210,23 @@ def test_layers_in_8_bits(files):
     assert what(part.checkpoint, both).endswith("attention and layers in 8 bits")
 
 
+def test_nodes_that_make_a_run_faster_are_named(files):
+    """Those that it does without, on a card that has kernels for them, and where they change much."""
+    card, both = "NVIDIA GeForce RTX 3060", InEightBits(attention=True, layers=True)
+
+    def report(name: str, kernels: InEightBits, precision: str = "fp8", wished: InEightBits = NOTHING) -> str:
+        machine = Machine(name, 12 * GIB, 64 * GIB, in_8_bits=kernels)
+        run = Run(files["t2v_A14B_expert", precision], CLIP, forwards=(2, 0), eight_bits=wished)
+        return plan(run, machine, pace.Pace({})).report(machine).splitlines()[-1]
+
+    assert report(card, both) == "with Wan 8-bit Attention and Wan 8-bit Layers: about 1 min 4 s, an estimate"
+    assert report(card, both, wished=InEightBits(attention=True)).startswith("with Wan 8-bit Layers: about")
+    assert report(card, InEightBits(attention=True)).startswith("with Wan 8-bit Attention: about")
+    assert report(H200, both, "bf16").startswith("with Wan 8-bit Attention and Wan 8-bit Layers: about")
+    for nothing in (report(card, both, wished=both), report(card, NOTHING), report(H200, both), report("Other", both)):
+        assert not nothing.startswith("with")
+
+
 def test_what_lies_on_the_gpu_is_not_waited_for(files):
     part, machine = files["t2v_A14B_expert", "fp8"], Machine(H200, 100 * GIB, 64 * GIB, 10.0)
     streamed = part.weights.streamed

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ..weights import Checkpoint
 from . import memory, pace
 from .memory import GIB, Clip, Part, Phase
-from .rounding import NOTHING, InEightBits
+from .rounding import NODES, NOTHING, InEightBits
 
+GAIN = 0.85  # share of a run's time up to which nodes that shorten it are worth a word
 WAITED = 0.1  # share of its transfers that the first forward of an expert waits for; measured: 0.05 to 0.2
 # A card without rates: only what was measured on it counts.
 UNKNOWN = pace.Rates(100.0, None, 100.0, 100.0, 100.0, 1000.0)
@@ -22,6 +23,7 @@ class Machine:
     vram: float = 0.0  # bytes free for the run
     ram: float = 0.0  # bytes free for the run
     link: float = 25.0  # GB/s from RAM to the GPU
+    in_8_bits: InEightBits = NOTHING  # what it has kernels for
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,14 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Faster:
+    """What sampling would take with these nodes behind the models."""
+
+    nodes: tuple[str, ...]
+    sampling: float  # seconds
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run needs. Bytes and seconds."""
 
@@ -55,6 +65,7 @@ class Plan:
     forward: float | None  # seconds of one forward; None: nothing is known of the card
     sampling: float | None  # of all forwards
     measured: bool  # the time rests on runs on this GPU
+    faster: Faster | None = None  # where nodes that the run does without shorten it well
 
     def report(self, machine: Machine) -> str:
         """Lines for a node or a terminal."""
@@ -71,6 +82,9 @@ class Plan:
         if self.forward is not None and self.sampling:
             kind = "measured on this GPU" if self.measured else "an estimate, nothing was measured on this GPU yet"
             lines.append(f"sampling: about {pace.duration(self.sampling)}, {self.forward:.2g} s a forward ({kind})")
+        if self.faster is not None:
+            nodes = " and ".join(self.faster.nodes)
+            lines.append(f"with {nodes}: about {pace.duration(self.faster.sampling)}, an estimate")
         return "\n".join(lines)
 
     def line(self, machine: Machine) -> str:
@@ -95,11 +109,13 @@ def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
     phases = memory.phases(run.high, run.clip, **parts, eight_bits=run.eight_bits)
     sent = memory.transfer(run.high, run.clip, machine.vram, run.eight_bits) if machine.card else 0.0
     forward, measured = forward_seconds(run.high.checkpoint, run.clip, machine, learned, run.eight_bits)
-    total = None
+    total = faster = None
     if forward is not None:
+        alone = forward
         # a block's weights travel while the one before computes; what takes longer decides
-        forward = max(forward, sent / machine.link / 1e9)
+        forward = max(alone, sent / machine.link / 1e9)
         total = sum(run.forwards) * forward + first_seconds(run, machine)
+        faster = _faster(run, machine, alone, sent, total)
     return Plan(
         phases,
         memory.least_vram(phases),
@@ -109,7 +125,25 @@ def plan(run: Run, machine: Machine, learned: pace.Pace) -> Plan:
         forward,
         total,
         measured,
+        faster,
     )
+
+
+def _faster(run: Run, machine: Machine, forward: float, sent: float, total: float) -> Faster | None:
+    """With all that the machine has kernels for; as much faster than `forward` seconds as arithmetic says.
+
+    None where `total` seconds would hardly be fewer.
+    """
+
+    def seconds(eight_bits: InEightBits) -> float:
+        return expected(run.high.checkpoint, run.clip, machine.card, eight_bits)
+
+    now, possible = seconds(run.eight_bits), run.eight_bits | machine.in_8_bits
+    parts = {name: part for name, part in NODES.items() if part | possible == possible}
+    nodes = tuple(name for name, part in parts.items() if seconds(run.eight_bits | part) < now)
+    forward = max(forward * seconds(possible) / now, sent / machine.link / 1e9)
+    sampling = sum(run.forwards) * forward + first_seconds(run, machine)
+    return Faster(nodes, sampling) if sampling < GAIN * total else None
 
 
 def first_seconds(run: Run, machine: Machine) -> float:

@@ -12,6 +12,9 @@ class InEightBits:
     attention: bool = False  # among the tokens
     layers: bool = False  # the products of the blocks' linear layers, in int8
 
+    def __or__(self, other: InEightBits) -> InEightBits:
+        return InEightBits(self.attention or other.attention, self.layers or other.layers)
+
     def __str__(self) -> str:
         """As it stands behind the kind of a model: ", attention in 8 bits"."""
         parts = [name for name in ("attention", "layers") if getattr(self, name)]
@@ -19,3 +22,4 @@ class InEightBits:
 
 
 NOTHING = InEightBits()
+NODES = {"Wan 8-bit Attention": InEightBits(attention=True), "Wan 8-bit Layers": InEightBits(layers=True)}

@@ -124,6 +124,19 @@ def test_a_hundred_queued_prompts_do_not_grow(client: Client, nodes: Nodes, serv
     assert after.left == before.left
 
 
+def test_8_bit_nodes_say_what_they_come_to(client: Client, nodes: Nodes) -> None:
+    """One behind the other, on a CPU, where nothing changes."""
+    prompt = latent_prompt(nodes, **QUICK)
+    exact = latent_of(client, prompt)
+    prompt["attention"] = nodes("WanCoreAttention8", high=["models", 0], low=["models", 1])
+    prompt["layers"] = nodes("WanCoreLayers8", high=["attention", 0], low=["attention", 1])
+    prompt["sampler"]["inputs"] |= {"high": ["layers", 0], "low": ["layers", 1]}
+    texts: list[str] = []
+    same = latent_of(client, prompt, lambda moment: texts.append(f"{moment.node_id}: {moment.text}"))
+    assert torch.equal(same, exact)
+    assert {"attention: exact: no NVIDIA GPU", "layers: exact: no NVIDIA GPU"} <= {*texts}
+
+
 def test_motion_preset_and_step_cache_say_what_they_did(client: Client, nodes: Nodes) -> None:
     """The miniature pair with its 4-step LoRAs, then without them in the cache."""
     prompt = latent_prompt(nodes, steps=0, preset="motion")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from wancore.wan_core import paths
@@ -27,6 +29,7 @@ def test_float8_linear(card: Card, expected: str) -> None:
     assert path.name == expected and path.why
 
 
+@pytest.mark.parametrize("path_of", [paths.attention_in_8_bits, paths.layers_in_8_bits])
 @pytest.mark.parametrize(
     ("card", "expected"),
     [
@@ -40,26 +43,8 @@ def test_float8_linear(card: Card, expected: str) -> None:
         (Card((12, 0), 32), "int8"),
     ],
 )
-def test_attention_in_8_bits(card: Card, expected: str) -> None:
-    path = paths.attention_in_8_bits(card)
-    assert path.name == expected and path.why
-
-
-@pytest.mark.parametrize(
-    ("card", "expected"),
-    [
-        (Card(None), "exact"),
-        (Card((7, 5), 8), "exact"),
-        (Card((8, 6), 12), "int8"),
-        (Card((8, 9), 24), "int8"),
-        (Card((8, 9), 24, triton=False), "exact"),
-        (Card((9, 0), 141), "int8"),
-        (Card((10, 0), 180), "exact"),
-        (Card((12, 0), 32), "int8"),
-    ],
-)
-def test_layers_in_8_bits(card: Card, expected: str) -> None:
-    path = paths.layers_in_8_bits(card)
+def test_in_8_bits(path_of: Callable[[Card], paths.Path], card: Card, expected: str) -> None:
+    path = path_of(card)
     assert path.name == expected and path.why
 
 

@@ -76,23 +76,23 @@ def test_only_what_was_chosen_is_measured(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("Nothing to measure: --smoke --only 720p81")
 
 
-# Seconds of whole forwards on an H200: docs/performance.md.
+# Seconds of whole forwards on an H200, None where none was run: docs/performance.md.
 WAYS = (
     {"float8": False},
     {"float8": True},
     {"float8": True, "eight_bits": InEightBits(attention=True)},
     {"float8": False, "eight_bits": InEightBits(attention=True, layers=True)},
 )
-MEASURED = {"480p81": (2.47, 1.99, 1.73, 1.94), "720p81": (9.8, 8.40, 6.94, 7.32), "5b": (0.792, 0.633, 0.550)}
+MEASURED = {"480p81": (2.47, 1.99, 1.73, 1.94), "720p81": (9.8, 8.40, 6.94, 7.32), "5b": (0.792, 0.633, 0.550, None)}
 
 
 def test_predictions_are_near_what_was_measured() -> None:
     needed = predictions.work(workloads.FORWARDS["480p81"])
     assert needed.linear + needed.attention == pytest.approx(1.678e15, rel=0.005)  # counted by hand from the layers
     for name, seconds in MEASURED.items():
-        for way, value in zip(WAYS, seconds, strict=False):
+        for way, value in zip(WAYS, seconds, strict=True):
             found = predictions.seconds(workloads.FORWARDS[name], "H200", **way)
-            assert found == pytest.approx(value, rel=0.05), (name, way)
+            assert value is None or found == pytest.approx(value, rel=0.05), (name, way)
     assert "not measured" in predictions.markdown(workloads.FORWARDS)
 
 

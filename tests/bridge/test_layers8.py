@@ -17,18 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from wancore.nodes.bridge import float8, int8, residency
 from wancore.nodes.bridge.eight_bits import LAYERS, possible
-from wancore.nodes.bridge.hooks import hooks_of
 from wancore.nodes.bridge.lora import apply_lora
 from wancore.nodes.bridge.lora_table import running
 from wancore.nodes.bridge.model import load_model
 from wancore.nodes.bridge.ops import form
 from wancore.tools.benchmark import engines, kept, workloads
 from wancore.wan_core import paths
-from wancore.wan_core.errors import InputError
 from wancore.wan_core.kernels import Form, Turned8, has_int8, linear8
 from wancore.wan_core.planner.rounding import NOTHING, InEightBits
 
-from .native_wan import native_model, noise, prompts, relative
+from .native_wan import noise, prompts, relative
 from .quantised_files import FORMATS, family, is_known, write_format
 from .test_branches import LAYER, pairs, with_lora
 
@@ -180,18 +178,6 @@ def test_error_beside_float8_of_comfyui(tmp_path: Path, calls: list[Turned8], fl
         error[kind] = relative(engines.forward(LAYERS.put_on(load_model(str(file))), given)(), reference)
     assert len(calls) == 2 * 2 * OF_A_BLOCK
     assert all(error[kind] <= ALLOWED * error["ComfyUI"] for kind in paths), error
-
-
-def test_option_is_of_the_clone(plain: str) -> None:
-    model = load_model(plain)
-    changed = LAYERS.put_on(model)
-    assert hooks_of(dict(changed.model_options["transformer_options"])).layers_in_int8
-    assert not hooks_of(dict(model.model_options.get("transformer_options", {}))).layers_in_int8
-
-
-def test_a_native_model_is_refused() -> None:
-    with pytest.raises(InputError, match="Wan Load"):
-        LAYERS.put_on(native_model(1))
 
 
 def test_exact_without_a_kernel(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The option for attention in 8 bits on MODELs; its arithmetic is in tests/core/test_attention8.py."""
+"""Options for computing in 8 bits on MODELs, and what that for attention comes to; test_layers8.py has the layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import_comfy()
 
 from safetensors.torch import save_file
 from wancore.nodes.bridge import host
-from wancore.nodes.bridge.eight_bits import ATTENTION
+from wancore.nodes.bridge.eight_bits import ATTENTION, LAYERS, Wish
 from wancore.nodes.bridge.hooks import hooks_of
 from wancore.nodes.bridge.model import load_model
 from wancore.wan_core import paths
@@ -21,18 +21,20 @@ from wancore.wan_core.errors import InputError
 from .native_wan import native_model, weights
 
 
-def test_option_is_of_the_clone(tmp_path) -> None:
+@pytest.mark.parametrize(("wish", "hook"), [(ATTENTION, "in_eight_bits"), (LAYERS, "layers_in_int8")])
+def test_option_is_of_the_clone(wish: Wish, hook: str, tmp_path) -> None:
     save_file(weights(1), tmp_path / "wan.safetensors")
     with torch.inference_mode():
         model = load_model(str(tmp_path / "wan.safetensors"), dtype=torch.float32)
-    changed = ATTENTION.put_on(model)
-    assert hooks_of(dict(changed.model_options["transformer_options"])).in_eight_bits
-    assert not hooks_of(dict(model.model_options.get("transformer_options", {}))).in_eight_bits
+    changed = wish.put_on(model)
+    assert getattr(hooks_of(dict(changed.model_options["transformer_options"])), hook)
+    assert not getattr(hooks_of(dict(model.model_options.get("transformer_options", {}))), hook)
 
 
-def test_a_native_model_is_refused() -> None:
+@pytest.mark.parametrize("wish", [ATTENTION, LAYERS])
+def test_a_native_model_is_refused(wish: Wish) -> None:
     with pytest.raises(InputError, match="Wan Load"):
-        ATTENTION.put_on(native_model(1))
+        wish.put_on(native_model(1))
 
 
 def test_exact_without_a_kernel() -> None:
